@@ -1,0 +1,120 @@
+"""A question, the two replies to it, and what they mean. No torch here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import NamedTuple
+
+
+class Expect(Enum):
+    """What a case demands of the changed model (CheckList's MFT, INV and DIR, in plain words)."""
+
+    HOLDS = "holds"  # the change must show: the new answer comes, or the forgotten one does not
+    UNCHANGED = "unchanged"  # what was right before must still be right
+    MOVES = "moves"  # a stressed or attacked question: how far does it move the answer back
+
+
+class Class(str, Enum):
+    """What a generated answer is (methods.md 1.5); decided by rule, never by a judge model."""
+
+    NEW = "new"  # the answer that was asked for (an edit's target_new)
+    OLD = "old"  # the answer of the unchanged world
+    HALLUCINATION = "hallucination"  # another entity of the relation's range
+    REFUSAL = "refusal"  # says that it does not know
+    DEGENERATE = "degenerate"  # empty, or repeats itself
+    OTHER = "other"
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One question of a probe.
+
+    `old` and `new` are the accepted spellings of the answer before and after the change, best first; `new` is empty
+    for forgetting and for what must stay. `contrast` are the objects the old answer is compared with by probability
+    (for an edit: target_new; for forgetting: objects of the same range). `group` is the fact under change: the cluster
+    of every interval. `stratum` is the popularity stratum, `variant` the wording within the probe ("question", "typo",
+    "control:random_words" …). `lexicon` are entities of the relation's range, for the answer classes. `premises` are
+    ids of the cases that must be right on the base model for this one to count.
+    """
+
+    probe: str
+    variant: str
+    prompt: str
+    expect: Expect
+    group: str
+    old: tuple[str, ...]
+    new: tuple[str, ...] = ()
+    contrast: tuple[str, ...] = ()
+    lexicon: tuple[str, ...] = ()
+    relation: str = ""
+    stratum: str | None = None
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.prompt.strip():
+            raise ValueError(f"probe {self.probe!r} asked an empty prompt")
+        if not self.old:
+            raise ValueError(f"probe {self.probe!r} gave no old answer for {self.prompt!r}")
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """The continuations whose probability is asked for: the old answer, the new one, the contrasts; each once."""
+        return tuple(dict.fromkeys((*self.old[:1], *self.new[:1], *self.contrast)))
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What a model says to one prompt.
+
+    `text` is the greedy continuation; `logprob[t]` the mean log-probability per token (nats, <= 0) of target t as the
+    continuation, `argmax[t]` whether every token of t is the most likely one under teacher forcing.
+    """
+
+    text: str
+    logprob: dict[str, float] = field(default_factory=dict)
+    argmax: dict[str, bool] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    before: Reply
+    after: Reply
+
+
+class Marks(NamedTuple):
+    """One reply judged under the three protocols; None where the protocol does not apply.
+
+    contrast: by probability (p(new) > p(old); for forgetting, the old object is not the likeliest of its range sample);
+    argmax: by the most likely tokens under teacher forcing; generation: by the class of the greedy text.
+    True is what `case.expect` demands; for UNCHANGED it is "the old answer is given".
+    """
+
+    contrast: bool | None
+    argmax: bool | None
+    generation: bool | None
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """A case, its two replies and their marks. `applies` is False where a premise fails: `note` says which.
+
+    `margin_*` are differences of mean log-probabilities per token (nats): new minus old for an edit, best contrast
+    minus old for forgetting, old minus best contrast for what must stay; higher is what the case demands.
+    """
+
+    case: Case
+    answer: Answer
+    before: Marks
+    after: Marks
+    class_before: Class
+    class_after: Class
+    margin_before: float | None = None
+    margin_after: float | None = None
+    applies: bool = True
+    note: str = ""
+
+    @property
+    def passed(self) -> bool | None:
+        """The strictest reading: what a user of the changed model would see. None where the case does not apply."""
+        return self.after.generation if self.applies else None
