@@ -1,0 +1,217 @@
+"""A model in use: its parts by name, and the stack of patches that are on it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from editkit.arch import Architecture, UnknownLayout, architecture_of
+from editkit.files import atomic_folder
+from editkit.models import DEFAULT_MODEL, LoadOptions, ModelError, load_model
+from editkit.patch import Patch, PatchError, WeightPatch, bytes_of
+
+
+@dataclass(slots=True)
+class _Layer:
+    """A patch that is on, and how it is taken off."""
+
+    patch: Patch
+    undo: ExitStack
+
+
+@dataclass(eq=False)
+class ModelHandle:
+    """A causal language model, its tokenizer, its layout, and the patches on it, newest last.
+
+    A patch changes the model in place; `rollback` and the end of `patched` restore it to the bit, in any nesting and
+    also after an exception or Ctrl-C. Not to be shared between threads.
+    """
+
+    model: nn.Module
+    tokenizer: Any
+    arch: Architecture
+    name: str = "model"
+    options: LoadOptions = field(default_factory=LoadOptions)
+    prompt_rewrites: list[Callable[[str], str]] = field(default_factory=list)
+    _layers: list[_Layer] = field(default_factory=list)
+    _base: str = ""
+
+    @classmethod
+    def load(cls, name: str = DEFAULT_MODEL, options: LoadOptions | None = None) -> ModelHandle:
+        """Load by name: an embedded model, a folder, a .gguf file or a hub id. Raises ModelError with the ways out."""
+        options = options or LoadOptions()
+        model, tokenizer = load_model(name, options)
+        try:
+            return cls(model, tokenizer, architecture_of(model), name, options)
+        except UnknownLayout as error:
+            raise ModelError(f"{name!r}: {error}") from None
+
+    @classmethod
+    def of(cls, model: nn.Module, tokenizer: Any, name: str = "model") -> ModelHandle:
+        """Wrap a model that is already in memory; it is put in eval mode."""
+        return cls(model.eval(), tokenizer, architecture_of(model), name)
+
+    # -- the model's parts --
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.model.parameters()).dtype
+
+    @property
+    def layers(self) -> int:
+        """Number of blocks."""
+        return len(self.model.get_submodule(self.arch.blocks))
+
+    @property
+    def context(self) -> int:
+        """Longest sequence the model takes, in tokens."""
+        return int(self.model.config.max_position_embeddings)
+
+    @property
+    def backbone(self) -> nn.Module:
+        """The model without its unembedding: gives the hidden states after the final norm."""
+        return self.model.base_model
+
+    def module(self, part: str, layer: int | None = None) -> nn.Module:
+        """A canonical part ("mlp_out"), of one layer where it has one."""
+        return self.model.get_submodule(self.arch.path(part, layer))
+
+    def weight_name(self, part: str, layer: int | None = None) -> str:
+        """Parameter name of a part's weight matrix."""
+        if layer is not None and not 0 <= layer < self.layers:
+            raise ValueError(f"no layer {layer} in {self.name!r}; it has layers 0 to {self.layers - 1}")
+        return f"{self.arch.path(part, layer)}.weight"
+
+    def parameter(self, name: str) -> nn.Parameter:
+        try:
+            return self.model.get_parameter(name)
+        except AttributeError:
+            raise PatchError(f"{self.name!r} has no parameter {name!r}; the patch is of another model") from None
+
+    def is_transposed(self, name: str) -> bool:
+        """Whether a weight is stored (in, out): told by the type of its module, never by its shape."""
+        owner, _, leaf = name.rpartition(".")
+        return leaf == "weight" and isinstance(self.model.get_submodule(owner), Conv1D)
+
+    def matrix(self, name: str) -> torch.Tensor:
+        """A linear layer's weight as (out, in), a view."""
+        weight = self.parameter(name).detach()
+        return weight.T if self.is_transposed(name) else weight
+
+    # -- patches --
+
+    @property
+    def patches(self) -> tuple[Patch, ...]:
+        """What is on, oldest first."""
+        return tuple(layer.patch for layer in self._layers)
+
+    def apply(self, patch: Patch) -> None:
+        """Put a patch on. Raises PatchError, and leaves the model as it was, where it does not fit."""
+        self._check_base(patch)
+        layer = _Layer(patch, ExitStack())
+        self._layers.append(layer)  # before attaching: whatever strikes, rollback knows what to take back
+        try:
+            patch.attach(self, layer.undo)
+        except BaseException:
+            layer.undo.close()
+            self._layers.remove(layer)
+            raise
+
+    def rollback(self, depth: int = 0) -> None:
+        """Take patches off, newest first, until `depth` are left."""
+        if not 0 <= depth <= len(self._layers):
+            raise ValueError(f"cannot roll back to depth {depth}; {len(self._layers)} patches are on")
+        while len(self._layers) > depth:
+            self._layers[-1].undo.close()
+            self._layers.pop()
+
+    @contextmanager
+    def patched(self, *patches: Patch) -> Iterator[ModelHandle]:
+        """The patches are on within the block, in the order given."""
+        depth = len(self._layers)
+        try:
+            for patch in patches:
+                self.apply(patch)
+            yield self
+        finally:
+            self.rollback(min(depth, len(self._layers)))
+
+    def _check_base(self, patch: Patch) -> None:
+        base = patch.provenance.base
+        if base and base != self.base_digest:
+            raise PatchError(
+                f"the patch was made for weights {base[:12]}, {self.name!r} has {self.base_digest[:12]}; "
+                "load the model it was made for, or make the patch again"
+            )
+
+    # -- identity --
+
+    @property
+    def base_digest(self) -> str:
+        """sha256 of the weights without patches, taken once."""
+        if not self._base:
+            if self._layers:
+                raise PatchError("the base weights were never read and patches are on; roll back first")
+            self._base = weights_digest(self.model)
+        return self._base
+
+    @property
+    def state(self) -> str:
+        """A cheap name of the present state: the base weights and the patches on them."""
+        return hashlib.sha256(" ".join([self.base_digest, *(p.digest for p in self.patches)]).encode()).hexdigest()
+
+    def fingerprint(self) -> str:
+        """sha256 over all that a careless method could leave changed: slow, for tests and records.
+
+        Parameters and buffers (bytes, requires_grad, whether a gradient is kept), training modes, hooks, module types,
+        padding side, attention implementation, prompt rewrites.
+        """
+        state = hashlib.sha256(weights_digest(self.model).encode())
+        for name, parameter in self.model.named_parameters():
+            state.update(f"{name} {parameter.requires_grad} {parameter.grad is None};".encode())
+        for name, buffer in self.model.named_buffers():
+            state.update(f"{name};".encode())
+            state.update(bytes_of(buffer))
+        for name, module in self.model.named_modules():
+            hooks = (
+                len(module._forward_hooks),
+                len(module._forward_pre_hooks),
+                len(module._backward_hooks),
+            )
+            state.update(f"{name} {type(module).__name__} {module.training} {hooks};".encode())
+        attention = self.model.config._attn_implementation
+        state.update(f"{self.tokenizer.padding_side} {attention} {self.prompt_rewrites}".encode())
+        return state.hexdigest()
+
+    def save(self, folder: Path) -> None:
+        """Write the model as it is now as a normal transformers checkpoint (safetensors), whole or not at all."""
+        if self.prompt_rewrites or any(_lives_outside_weights(p) for p in self.patches):
+            raise PatchError("a patch on this model is no change of weights and cannot be saved as a checkpoint")
+        with atomic_folder(Path(folder)) as temporary:
+            self.model.save_pretrained(temporary)
+            self.tokenizer.save_pretrained(temporary)
+
+
+def weights_digest(model: nn.Module) -> str:
+    """sha256 over names, dtypes, shapes and bytes of all parameters (tied ones once)."""
+    state = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        state.update(f"{name} {parameter.dtype} {tuple(parameter.shape)};".encode())
+        state.update(bytes_of(parameter))
+    return state.hexdigest()
+
+
+def _lives_outside_weights(patch: Patch) -> bool:
+    return not isinstance(patch, WeightPatch)

