@@ -170,6 +170,8 @@ class ModelHandle:
     @property
     def state(self) -> str:
         """A cheap name of the present state: the base weights and the patches on them."""
+        if not self._layers:
+            return self.base_digest
         return hashlib.sha256(" ".join([self.base_digest, *(p.digest for p in self.patches)]).encode()).hexdigest()
 
     def fingerprint(self) -> str:

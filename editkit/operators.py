@@ -93,7 +93,7 @@ def _fitted(hint: Any, value: Any, where: str) -> Any:
         return value if value is None else _fitted(next(a for a in get_args(hint) if a is not type(None)), value, where)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    if isinstance(hint, type) and not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+    if (isinstance(hint, type) and not isinstance(value, hint)) or (hint is int and isinstance(value, bool)):
         raise ValueError(f"setting {where!r} is {value!r}, expected {hint.__name__}")
     return value
 
@@ -153,7 +153,9 @@ def provenance_of(name: str, operator: Any, handle: ModelHandle, request: Any, s
     """What a patch says of its making. `notes` are the method's own findings (losses, steps)."""
     asked = hashlib.sha256(json.dumps(_plain(request), sort_keys=True).encode()).hexdigest()
     versions = {package: version(package) for package in ("torch", "transformers")} | {"editkit": __version__}
-    return Provenance(name, settings_of(operator), seed, handle.state, asked, versions, notes)
+    on_top_of = [patch.digest for patch in handle.patches]
+    notes = notes | ({"on_top_of": on_top_of} if on_top_of else {})
+    return Provenance(name, settings_of(operator), seed, handle.base_digest, asked, versions, notes)
 
 
 def _plain(request: Any) -> Any:

@@ -1,0 +1,59 @@
+"""How the metrics read one verdict: 1.0, 0.0, or None where it does not count."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from probes.estimate import Array
+from probes.metrics._metric import Side
+from probes.verdict import Class, Marks, Verdict
+
+Protocol = Callable[[Verdict, Side], float | None]
+
+
+def marks(verdict: Verdict, side: Side) -> Marks:
+    return verdict.before if side == "before" else verdict.after
+
+
+def answer_class(verdict: Verdict, side: Side) -> Class:
+    return verdict.class_before if side == "before" else verdict.class_after
+
+
+def is_class(verdict: Verdict, side: Side, wanted: Class) -> float:
+    return float(answer_class(verdict, side) is wanted)
+
+
+def contrast(verdict: Verdict, side: Side) -> float | None:
+    """Does the probability contrast give what the case expects."""
+    mark = marks(verdict, side).contrast
+    return None if mark is None else float(mark)
+
+
+def argmax(verdict: Verdict, side: Side) -> float | None:
+    """Do the most likely tokens under teacher forcing give what the case expects."""
+    mark = marks(verdict, side).argmax
+    return None if mark is None else float(mark)
+
+
+def generation(verdict: Verdict, side: Side) -> float | None:
+    """Does the generated answer give what the case expects; degenerate text never does, whatever the mark."""
+    mark = marks(verdict, side).generation
+    return None if mark is None else float(mark and answer_class(verdict, side) is not Class.DEGENERATE)
+
+
+def kept(protocol: Protocol, verdict: Verdict, side: Side) -> float | None:
+    """Is what was right before still right; None where it was not right, so that 1.0 before by definition."""
+    return protocol(verdict, side) if protocol(verdict, "before") == 1.0 else None
+
+
+def opposite(share: float | None) -> float | None:
+    return None if share is None else 1.0 - share
+
+
+def harmonic(*shares: Array) -> Array:
+    """The harmonic mean of shares, elementwise; 0 where one of them is 0, NaN where one is."""
+    stacked = np.stack(shares)
+    with np.errstate(divide="ignore"):
+        return len(stacked) / (1.0 / stacked).sum(axis=0)

