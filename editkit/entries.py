@@ -10,8 +10,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from editkit.facts import Fact, Question, check_template, fill, normalise
+
+_plain = lru_cache(maxsize=1 << 16)(normalise)  # the same names and prompts are compared over and over
 
 SMALLEST_UNSPACED = "\u2e80"  # scripts written without spaces (Chinese, Japanese …) begin about here
 
@@ -21,7 +24,7 @@ def mentions(text: str, phrase: str) -> bool:
 
     Phrases of scripts that put no spaces between words are looked for as plain substrings.
     """
-    wanted, whole = normalise(phrase), normalise(text)
+    wanted, whole = _plain(phrase), _plain(text)
     if not wanted:
         return phrase.casefold() in text.casefold()
     if any(letter >= SMALLEST_UNSPACED for letter in wanted):
@@ -31,7 +34,14 @@ def mentions(text: str, phrase: str) -> bool:
 
 def overlap(one: str, other: str) -> bool:
     """Whether one name stands inside the other: "dollar" and "US dollar"."""
+    if _words(one).isdisjoint(_words(other)) and one.isascii() and other.isascii():
+        return _plain(one) == _plain(other) == ""  # the usual case, decided without comparing texts
     return mentions(one, other) or mentions(other, one)
+
+
+@lru_cache(maxsize=1 << 16)
+def _words(name: str) -> frozenset[str]:
+    return frozenset(_plain(name).split())
 
 
 def occurrences(text: str, name: str) -> list[int]:

@@ -103,7 +103,7 @@ def load_model(name: str, options: LoadOptions) -> tuple[nn.Module, Any]:
             model = AutoModelForCausalLM.from_pretrained(**arguments, dtype=dtype)
     except ModelError:
         raise
-    except (OSError, ValueError, ImportError, RuntimeError, KeyError) as error:
+    except Exception as error:  # loaders of other packages raise anything, a bare Exception included
         raise ModelError(_cannot_load(name, error)) from error
     if not getattr(tokenizer, "is_fast", False):
         raise ModelError(f"the tokenizer of {name!r} gives no character offsets; a tokenizer.json (fast) is needed")

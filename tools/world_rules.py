@@ -112,6 +112,7 @@ NOT_CITIES = frozenset(
         "Pikine", "Puente Alto", "Pétionville", "Santo Domingo Este", "Santo Domingo Oeste", "Sector 1", "Sector 2",
         "Sector 3", "Sector 4", "Sector 5", "Sector 6", "South Boston", "South Dublin", "Tempe Junction", "Tri-Cities",
         "Upper West Side", "Warder", "West Jerusalem", "Winejok", "Yunusobod", "Astoria", "Viana", "Khartoum North",
+        "Hoji ya Henda", "Cazenga", "Talatona",
     }
 )  # fmt: skip
 CITY_DISPUTED = {"Jerusalem": ("IL",), "Sevastopol": ("UA", "RU"), "Simferopol": ("UA", "RU"), "Donetsk": ("UA", "RU"),

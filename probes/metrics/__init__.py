@@ -3,7 +3,7 @@
 The files of this folder are read on the first look-up in `METRICS`.
 """
 
-from probes.metrics._metric import METRICS, UNITS, Metric, Side, Task, combined, per_case, per_group
+from probes.metrics._metric import METRICS, UNITS, Metric, Side, Task, combined, per_case, per_group, readings
 from probes.metrics._summary import Row, summarise, value
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "combined",
     "per_case",
     "per_group",
+    "readings",
     "summarise",
     "value",
 ]

@@ -80,9 +80,8 @@ def _strata_of(verdicts: Sequence[Verdict]) -> dict[str, str]:
 def _cuts(metric: Metric, verdicts: Sequence[Verdict], strata: Mapping[str, str]) -> Iterator[_Cut]:
     read = [verdict for verdict in verdicts if metric.reads(verdict)]
     yield _Cut(read, strata)
-    if not metric.across_strata:
-        for name in sorted({strata[v.case.group] for v in read if v.case.group in strata}):
-            yield _Cut([v for v in read if strata.get(v.case.group) == name], strata, stratum=name)
+    for name in sorted({strata[v.case.group] for v in read if v.case.group in strata}):
+        yield _Cut([v for v in read if strata.get(v.case.group) == name], strata, stratum=name)
     if metric.kind == "case":
         for name in sorted({v.case.variant for v in read}):
             yield _Cut([v for v in read if v.case.variant == name], strata, variant=name)

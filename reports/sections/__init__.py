@@ -1,0 +1,26 @@
+"""One file a section: `section(audit) -> Section | None`, registered under the file's stem; None where it says nothing.
+
+Sections give plain texts and numbers; what they look like is the renderers' business. The files of this folder are read
+on the first look-up in `SECTIONS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from editkit.registry import Registry
+from reports.document import Document, Section
+from reports.record import Audit
+
+SECTIONS: Registry[Callable[[Audit], Section | None]] = Registry("section", "reports.sections")
+
+
+def build(audit: Audit) -> Document:
+    """All sections that have something to say of `audit`, in the order they ask for."""
+    made = [section for section in (make(audit) for _, make in SECTIONS.items()) if section is not None]
+    return Document(_title(audit), tuple(sorted(made, key=lambda section: (section.order, section.id))))
+
+
+def _title(audit: Audit) -> str:
+    names = list(dict.fromkeys([change.operator for change in audit.changes] + [arm[0] for arm in audit.arms()]))
+    return f"{' and '.join(names) or 'Nothing'} on {audit.model.get('name') or 'an unnamed model'}"

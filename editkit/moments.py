@@ -1,0 +1,196 @@
+"""Second moments C = E[k kᵀ] of what a matrix reads: the metric in which locate-then-edit methods keep old keys.
+
+Measured once per model, layer and text on the unpatched weights, accumulated in float64 and kept on disk under a key
+that holds everything it depends on. By default the text is the model's own (`editkit.sampling`): no download.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import math
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from editkit.blocks import lower, run, without_patches
+from editkit.files import atomic_path
+from editkit.handle import ModelHandle
+from editkit.hooks import traced
+from editkit.models import cache_folder
+from editkit.sampling import TextPlan, sampled_texts
+from editkit.scoring import ROWS
+from editkit.tokens import encode, pad, pad_id_of
+
+VERSION = 1  # raise when another matrix comes out for the same key
+PART = "mlp_out"
+
+Progress = Callable[[str, int, int], None]  # what is done, how much, of how much
+
+
+@dataclass(frozen=True, slots=True)
+class MomentSettings:
+    """What is measured: `tokens` tokens in pieces of `length`, of the text file `corpus` (a text a line), or of text
+    that the model writes from `seed` where `corpus` is "". `dtype` is how the matrix is kept."""
+
+    tokens: int = 8192
+    length: int = 64
+    seed: int = 0
+    corpus: str = ""
+    dtype: str = "float64"
+
+    def __post_init__(self) -> None:
+        if self.tokens < 1 or self.length < 1:
+            raise ValueError(f"{self} needs tokens >= 1 and length >= 1")
+        if self.dtype not in ("float32", "float64"):
+            raise ValueError(f"moments are kept as float32 or float64, not {self.dtype!r}")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Moment:
+    """`matrix` is C (d_in, d_in) in float64 on the CPU, the mean over `tokens` tokens; `key` names how it came about."""
+
+    matrix: Float[Tensor, "d_in d_in"]
+    tokens: int
+    key: str
+
+
+def second_moments(
+    handle: ModelHandle,
+    layers: Sequence[int],
+    settings: MomentSettings | None = None,
+    *,
+    texts: Iterable[str] | None = None,
+    progress: Progress | None = None,
+) -> dict[int, Moment]:
+    """C of `mlp_out`'s input in each layer, from the cache folder where it was measured before.
+
+    `texts` are read as far as `settings.tokens` tokens go, instead of the settings' own corpus. All missing layers are
+    measured in one pass. Raises ValueError where there is no layer or no text.
+    """
+    settings = settings or MomentSettings()
+    corpus = _corpus(handle, settings, texts, progress)
+    places = {layer: _Place(handle, layer, settings, corpus.digest) for layer in layers}
+    found = {layer: moment for layer, place in places.items() if (moment := place.read())}
+    missing = [layer for layer in places if layer not in found]
+    if missing:
+        pieces = corpus.pieces()
+        with without_patches(handle), torch.inference_mode():
+            sums = _measure(handle, missing, pieces, progress)
+        tokens = sum(map(len, pieces))
+        found |= {layer: places[layer].write(sums.pop(layer) / tokens, tokens) for layer in missing}
+    return found
+
+
+def _measure(
+    handle: ModelHandle, layers: Sequence[int], pieces: Sequence[list[int]], progress: Progress | None
+) -> dict[int, Tensor]:
+    """Sums of k kᵀ over all tokens; nothing above the last of the layers is computed."""
+    names = {layer: handle.arch.path(PART, layer) for layer in layers}
+    sums: dict[int, Tensor] = {}
+    model = lower(handle, max(layers))
+    for start in range(0, len(pieces), ROWS):
+        batch = pieces[start : start + ROWS]
+        padded = pad(batch, side="right", pad_id=pad_id_of(handle.tokenizer), device=handle.device)
+        with traced(handle.model, names.values()) as seen:
+            run(model, padded.ids, padded.mask, padded.positions)
+        for layer, name in names.items():
+            keys = seen[name].input[padded.mask].cpu().double()
+            sums[layer] = keys.T @ keys + sums.get(layer, 0)
+        if progress:
+            progress("reading text", start + len(batch), len(pieces))
+    return sums
+
+
+# -- what is read --
+
+
+@dataclass(frozen=True, slots=True)
+class _Corpus:
+    """A text's name, and how its token sequences are had."""
+
+    digest: str
+    pieces: Callable[[], list[list[int]]]
+
+
+def _corpus(
+    handle: ModelHandle, settings: MomentSettings, texts: Iterable[str] | None, progress: Progress | None
+) -> _Corpus:
+    if texts is None and not settings.corpus:
+        plan = TextPlan(math.ceil(settings.tokens / settings.length), settings.length, settings.seed)
+
+        def write() -> list[list[int]]:
+            tell = functools.partial(progress, "writing text") if progress else None
+            return _cut(handle, settings, sampled_texts(handle, plan, tell))
+
+        return _Corpus(plan.key(handle), write)
+    pieces = _cut(handle, settings, _lines(Path(settings.corpus)) if texts is None else texts)
+    return _Corpus(hashlib.sha256(json.dumps(pieces).encode()).hexdigest(), lambda: pieces)
+
+
+def _lines(file: Path) -> Iterator[str]:
+    with file.open(encoding="utf-8") as stream:
+        yield from (line.strip() for line in stream)
+
+
+def _cut(handle: ModelHandle, settings: MomentSettings, texts: Iterable[str]) -> list[list[int]]:
+    """Token sequences of at most `length`, as many as the number of tokens asks for."""
+    pieces: list[list[int]] = []
+    left, length = settings.tokens, min(settings.length, handle.context)
+    for text in filter(str.strip, texts):
+        ids = encode(handle.tokenizer, text)[:left]
+        pieces += [ids[i : i + length] for i in range(0, len(ids), length)]
+        left -= len(ids)
+        if left <= 0:
+            break
+    if not pieces:
+        raise ValueError("no text to measure moments on; give some lines of text, or leave `corpus` empty")
+    return pieces
+
+
+# -- where it is kept --
+
+
+class _Place:
+    """The file of one moment."""
+
+    def __init__(self, handle: ModelHandle, layer: int, settings: MomentSettings, corpus: str) -> None:
+        parts = {
+            "version": VERSION,
+            "base": handle.base_digest,
+            "weight": handle.weight_name(PART, layer),
+            "corpus": corpus,
+            "computed": str(handle.dtype),
+            **{name: value for name, value in asdict(settings).items() if name != "corpus"},  # its digest stands above
+        }
+        self.key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+        self.dtype = torch.float64 if settings.dtype == "float64" else torch.float32
+        self.file = cache_folder() / "moments" / f"{self.key}.safetensors"
+
+    def read(self) -> Moment | None:
+        """What was kept under this key; None where there is nothing, or a file that is broken."""
+        if not self.file.is_file():
+            return None
+        try:
+            with safe_open(str(self.file), "pt") as opened:
+                return Moment(opened.get_tensor("moment").double(), int(opened.metadata()["tokens"]), self.key)
+        except (SafetensorError, KeyError, ValueError, TypeError, OSError) as error:
+            warnings.warn(f"{self.file} cannot be read ({error}); measuring anew", stacklevel=2)
+            return None
+
+    def write(self, matrix: Tensor, tokens: int) -> Moment:
+        kept = matrix.to(self.dtype).clone().contiguous()
+        try:
+            with atomic_path(self.file) as temporary:
+                save_file({"moment": kept}, str(temporary), metadata={"tokens": str(tokens), "key": self.key})
+        except (OSError, SafetensorError) as error:
+            warnings.warn(f"cannot keep moments in {self.file.parent} ({error}); set EDITKIT_CACHE", stacklevel=2)
+        return Moment(kept.double(), tokens, self.key)

@@ -1,0 +1,304 @@
+"""The main job: change a model, try to break the change, keep a record of it.
+
+`run(spec, folder)` may be killed at any moment; called again it goes on from the record.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from editkit.data import FactBase, load
+from editkit.facts import EditRecord, ForgetRecord, ForgetRequest, Record
+from editkit.files import write_text
+from editkit.handle import ModelHandle
+from editkit.operators import configured
+from editkit.patch import WeightPatch
+from probes.ask import Job, run_probes
+from probes.estimate import Ruling, decide, groups_needed
+from probes.metrics import METRICS, Row, summarise
+from probes.verdict import Verdict
+from reports.changes import compute
+from reports.choose import Chosen, choose, known_ids
+from reports.environment import code_digest, described, environment
+from reports.record import JOURNAL, Audit, Change, Claim, FactRow, Figure, Journal, Judged, RecordError, read_audit
+from reports.render import write_reports
+from reports.spec import AuditSpec, OperatorPart, to_toml
+from reports.watch import Silent, Watch
+
+
+@dataclass(slots=True)
+class Session:
+    """One run while it goes on."""
+
+    spec: AuditSpec
+    folder: Path
+    handle: ModelHandle
+    base: FactBase
+    journal: Journal
+    watch: Watch
+    chosen: Chosen
+    changes: list[Change] = field(default_factory=list)
+    judged: list[Judged] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def run(spec: AuditSpec, folder: Path, *, watch: Watch | None = None, command: str = "", fresh: bool = False) -> Audit:
+    """Run the audit, or go on with it, and write the reports into `folder`.
+
+    Facts are read and checked before the model is loaded. A finished run is only rendered again; `fresh` begins anew.
+    Raises DataError, SpecError (bad input), ModelError, OSError (model or machine).
+    """
+    watch = watch or Silent()
+    base = load(spec.facts.source)
+    journal = open_journal(spec, folder, fresh=fresh)
+    if journal.finished:
+        audit = read_audit(folder)
+        write_reports(audit, folder)
+        return audit
+    began, started = time.perf_counter(), datetime.now(UTC).isoformat(timespec="seconds")
+    watch.phase(f"Loading {spec.model.name}")
+    handle = ModelHandle.load(spec.model.name, spec.model.options())
+    _begin(journal, spec, folder, handle)
+    session = _prepared(spec, folder, handle, base, journal, watch)
+    for part in spec.operators:
+        _try_operator(session, part)
+    audit = _audit(session, command, started, time.perf_counter() - began)
+    journal.finish(audit)
+    watch.phase("Writing the reports")
+    write_reports(audit, folder)
+    return audit
+
+
+# The run folder --
+
+
+def open_journal(spec: AuditSpec, folder: Path, *, fresh: bool = False) -> Journal:
+    """The journal of a new run, or of one to go on with. A folder with another spec is refused; a record made by other
+    code is set aside, for its answers may not be those that this code would get."""
+    path = folder / JOURNAL
+    if fresh and path.exists():
+        _set_aside(folder, "replaced")
+    journal = Journal(path)
+    header = next(iter(journal.entries("header")), None)
+    if header is None:
+        return journal if not path.exists() else _anew(folder, "headless")
+    if header["spec"] != spec.key():
+        raise RecordError(f"{folder} holds a run of another spec; choose another --out, or pass --fresh to replace it")
+    return journal if header["code"] == code_digest() else _anew(folder, "other-code")
+
+
+def _anew(folder: Path, why: str) -> Journal:
+    _set_aside(folder, why)
+    return Journal(folder / JOURNAL)
+
+
+def _set_aside(folder: Path, why: str) -> None:
+    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
+    (folder / JOURNAL).rename(folder / f"audit-{why}-{stamp}.jsonl")
+    shutil.rmtree(folder / "patches", ignore_errors=True)
+
+
+def _begin(journal: Journal, spec: AuditSpec, folder: Path, handle: ModelHandle) -> None:
+    """Write the header of a new run, or check that a resumed one has the same model."""
+    header = next(iter(journal.entries("header")), None)
+    if header is None:
+        write_text(folder / "spec.toml", to_toml(spec))
+        journal.append("header", spec=spec.key(), code=code_digest(), weights=handle.base_digest)
+    elif header["weights"] != handle.base_digest:
+        raise RecordError(f"{folder} was begun with other weights of {handle.name!r}; pass --fresh to begin anew")
+    journal.append("session", started=datetime.now(UTC).isoformat(timespec="seconds"))
+
+
+def _prepared(
+    spec: AuditSpec, folder: Path, handle: ModelHandle, base: FactBase, journal: Journal, watch: Watch
+) -> Session:
+    known = known_ids(handle, base, journal, watch)
+    most = max(part.n or spec.facts.n for part in spec.operators)
+    return Session(spec, folder, handle, base, journal, watch, choose(base, spec.facts, most, known, spec.seed))
+
+
+# One operator --
+
+
+def _try_operator(session: Session, part: OperatorPart) -> None:
+    entries = session.chosen.entries[: part.n or session.spec.facts.n]
+    operator, source = configured(part.name, session.handle, part.settings)
+    trial = Trial(session, part, operator, source)
+    if part.task == "edit":
+        records = [session.base.edit_record(e, seed=session.spec.seed, known=session.chosen.known) for e in entries]
+        for arm in part.arms:
+            (trial.single if arm == "single" else trial.stacked)(records)
+    else:
+        trial.joint(
+            [session.base.forget_record(e, seed=session.spec.seed, known=session.chosen.known) for e in entries]
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One operator on its records."""
+
+    session: Session
+    part: OperatorPart
+    operator: Any
+    source: str
+
+    def single(self, records: Sequence[EditRecord]) -> None:
+        """Each edit by itself: made, asked about, rolled back."""
+        self.session.watch.phase(f"{self.part.name}, one at a time", len(records))
+        for record in records:
+            patch = self._edit("single", record)
+            self._ask("single", [patch], [record])
+            self.session.watch.step(note=record.id)
+
+    def stacked(self, records: Sequence[EditRecord]) -> None:
+        """All edits, each made on top of those before; then everything is asked."""
+        self.session.watch.phase(f"{self.part.name}, stacked", len(records))
+        patches: list[WeightPatch] = []
+        for record in records:
+            with self.session.handle.patched(*patches):
+                patches.append(self._edit("stacked", record))
+            self.session.watch.step(note=record.id)
+        self._ask("stacked", patches, records)
+
+    def joint(self, records: Sequence[ForgetRecord]) -> None:
+        """One request for all facts."""
+        spec, base, ids = self.session.spec, self.session.base, [record.id for record in records]
+        retain = base.retain_examples(ids, spec.facts.retain, spec.seed, self.session.chosen.known)
+        request = ForgetRequest(tuple(e for r in records for e in r.examples), retain)
+        self.session.watch.phase(f"{self.part.name}, forgetting {len(records)} facts")
+
+        def call() -> WeightPatch:
+            return self.operator(
+                self.session.handle,
+                request,
+                seed=spec.seed,
+                progress=lambda s: self.session.watch.step(
+                    note=f"step {s.step}: forget {s.forget:.2f}, retain {s.retain:.2f}"
+                ),
+            )
+
+        patch = self._kept("joint", "all", ids, call)
+        self._ask("joint", [patch], records)
+
+    def _edit(self, arm: str, record: EditRecord) -> WeightPatch:
+        handle, seed = self.session.handle, self.session.spec.seed
+        return self._kept(arm, record.id, [record.id], lambda: self.operator(handle, [record.edit], seed=seed))
+
+    def _kept(self, arm: str, name: str, facts: Sequence[str], call: Callable[[], WeightPatch]) -> WeightPatch:
+        session = self.session
+        patch, change = compute(
+            session.handle,
+            session.folder,
+            session.journal,
+            change_id=f"{self.part.name}/{arm}/{name}",
+            task=self.part.task,
+            facts=facts,
+            operator=self.operator,
+            source=self.source,
+            seed=session.spec.seed,
+            call=call,
+        )
+        session.changes.append(change)
+        return patch
+
+    def _ask(self, arm: str, patches: Sequence[WeightPatch], records: Sequence[Record]) -> None:
+        session = self.session
+        jobs = [Job(probe, record) for record in records for probe in session.spec.probes]
+        verdicts = run_probes(
+            session.handle,
+            patches,
+            jobs,
+            seed=session.spec.seed,
+            store=session.journal,
+            max_new_tokens=session.spec.max_new_tokens,
+            attribution=_journaled_attribution(session),
+        )
+        session.judged += [Judged(self.part.name, self.part.task, arm, verdict) for verdict in verdicts]
+
+
+# Results --
+
+
+def _audit(session: Session, command: str, started: str, seconds: float) -> Audit:
+    figures = tuple(_figures(session))
+    return Audit(
+        spec=session.spec.model_dump(mode="json"),
+        environment=environment(session.handle) | {"popularity": _popularity_unit(session.base)},
+        model=described(session.handle),
+        facts=tuple(_fact_rows(session)),
+        passed_over=session.chosen.passed_over,
+        changes=tuple(session.changes),
+        judged=tuple(session.judged),
+        figures=figures,
+        claims=tuple(_claims(session.spec, figures)),
+        command=command,
+        started=started,
+        seconds=round(seconds, 1),
+        notes=tuple(session.notes),
+    )
+
+
+def _figures(session: Session) -> Iterator[Figure]:
+    strata = {entry.id: entry.stratum for entry in session.chosen.entries if entry.stratum}
+    for operator, task, arm in dict.fromkeys((j.operator, j.task, j.arm) for j in session.judged):
+        verdicts: list[Verdict] = [j.verdict for j in session.judged if (j.operator, j.arm) == (operator, arm)]
+        rows: list[Row] = summarise(
+            verdicts,
+            task=task,
+            level=session.spec.level,
+            seed=session.spec.seed,
+            strata=strata,  # type: ignore[arg-type]
+        )
+        yield from (Figure(operator, task, arm, row) for row in rows)
+
+
+def _claims(spec: AuditSpec, figures: Sequence[Figure]) -> Iterator[Claim]:
+    """Each declared demand on each arm that the metric is about."""
+    for demand in spec.claims:
+        metric = METRICS[demand.metric]
+        for f in figures:
+            whole = f.row.metric == demand.metric and f.row.stratum is None and f.row.variant is None
+            if whole and metric.task in (f.task, "both") and (not demand.operators or f.operator in demand.operators):
+                yield _claim(f, demand.at_least, demand.at_most, spec.level)
+
+
+def _claim(figure: Figure, at_least: float | None, at_most: float | None, level: float) -> Claim:
+    estimate = figure.row.after
+    ruling = decide(estimate, at_least, at_most)
+    bar = at_least if at_least is not None else 1 - (at_most or 0.0)
+    needed = groups_needed(bar, level) if ruling is Ruling.UNDECIDED and 0 <= bar < 1 else None
+    return Claim(
+        figure.operator, figure.task, figure.arm, figure.row.metric, estimate, ruling, at_least, at_most, needed
+    )
+
+
+def _fact_rows(session: Session) -> Iterator[FactRow]:
+    targets = {}
+    if any(part.task == "edit" for part in session.spec.operators):
+        for entry in session.chosen.entries:
+            record = session.base.edit_record(entry, seed=session.spec.seed, known=session.chosen.known)
+            targets[entry.id] = record.edit.target_new
+    for entry in session.chosen.entries:
+        fact = entry.fact
+        yield FactRow(
+            entry.id,
+            fact.subject,
+            fact.relation,
+            fact.object,
+            fact.prompt,
+            targets.get(entry.id),
+            entry.popularity,
+            entry.stratum,
+        )
+
+
+def _popularity_unit(base: FactBase) -> str:
+    units = dict.fromkeys(base.relations[e.relation].popularity for e in base.editable)
+    return "; ".join(unit for unit in units if unit) or "none given"

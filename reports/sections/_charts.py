@@ -1,0 +1,163 @@
+"""Charts as Vega-Lite specifications: intervals with points, and stacked bars. The same numbers stand in a table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from probes.estimate import Estimate
+from reports.document import PALETTE, Chart, Table
+from reports.present import present
+from reports.record import Figure
+from reports.wording import arm_title
+
+SCHEMA = "https://vega.github.io/schema/vega-lite/v5.json"  # a name; nothing is fetched
+STEP = 13  # pixels a line of a chart
+_LABEL = 44
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """An estimate at its place: `row` names the line, `series` the colour."""
+
+    row: str
+    series: str
+    side: Literal["before", "after"]
+    estimate: Estimate
+
+
+def points_of(figures: Sequence[Figure], rows: Sequence[str]) -> list[Point]:
+    """Before and after of each figure in the line that `rows` names for it."""
+    found = []
+    for figure, row in zip(figures, rows, strict=True):
+        series = arm_title(figure.operator, figure.arm)
+        if figure.row.before is not None:
+            found.append(Point(row, series, "before", figure.row.before))
+        found.append(Point(row, series, "after", figure.row.after))
+    return found
+
+
+def intervals(title: str, points: Sequence[Point], axis: str, description: str, table: Table) -> Chart | None:
+    """A line a row and series: the interval as a rule, the value as a point, hollow before and filled after."""
+    values = [_datum(point) for point in points if point.estimate.value is not None]
+    if not values:
+        return None
+    rows, series = _names(values, "row"), _names(values, "series")
+    slots = [f"{name} {side}" for name in series for side in ("before", "after")]
+    used = {value["slot"] for value in values}
+    encoding = {
+        "y": _rows(rows),
+        "yOffset": {"field": "slot", "type": "nominal", "sort": [slot for slot in slots if slot in used]},
+        "color": _colours("series", series),
+    }
+    has_ends = [{"filter": "isValid(datum.low)"}]
+    ends = {"x": _share("low", axis), "x2": {"field": "high"}}
+    rule = {"transform": has_ends, "mark": {"type": "rule", "strokeWidth": 2}, "encoding": ends}
+    layers = [rule, _points("before", axis), _points("after", axis)]
+    height = {"step": STEP, "for": "offset"}
+    return Chart(title, _spec(values, encoding, layers, height), f"{description} {HOW_TO_READ}", table)
+
+
+HOW_TO_READ = "Hollow points: before the change. Filled points: after. Lines: the interval."
+
+
+def stacked(title: str, counts: Sequence[tuple[str, str, int]], description: str, table: Table) -> Chart | None:
+    """Bars of (row, kind, number of cases), each row as shares of its whole."""
+    values = [{"row": _short(row), "series": _short(kind), "count": n} for row, kind, n in counts if n]
+    if not values:
+        return None
+    kinds = list(dict.fromkeys(_short(kind) for _, kind, _ in counts))
+    for value in values:
+        value["place"] = kinds.index(str(value["series"]))
+    axis = {"format": ".0%", "grid": False}
+    encoding = {
+        "y": _rows(_names(values, "row")),
+        "x": {"field": "count", "type": "quantitative", "stack": "normalize", "title": "share of cases", "axis": axis},
+        "color": _colours("series", kinds),
+        "order": {"field": "place", "type": "quantitative"},
+    }
+    bars = [{"mark": {"type": "bar", "height": 14, "stroke": PALETTE["paper"]}}]
+    return Chart(title, _spec(values, encoding, bars, {"step": 26}), description, table)
+
+
+def _datum(point: Point) -> dict[str, Any]:
+    estimate, series = point.estimate, _short(point.series)
+    ends = {} if estimate.low is None or estimate.high is None else {"low": estimate.low, "high": estimate.high}
+    place = {"row": _short(point.row), "series": series, "side": point.side, "slot": f"{series} {point.side}"}
+    return {**place, "value": estimate.value, **ends}
+
+
+def _points(side: str, axis: str) -> dict[str, Any]:
+    mark: dict[str, Any] = {"type": "point", "size": 52, "strokeWidth": 2, "opacity": 1}
+    mark |= {"filled": True} if side == "after" else {"filled": False, "fill": PALETTE["paper"]}
+    return {
+        "transform": [{"filter": f"datum.side === '{side}'"}],
+        "mark": mark,
+        "encoding": {"x": _share("value", axis)},
+    }
+
+
+def _rows(rows: Sequence[str]) -> dict[str, Any]:
+    axis = {"title": None, "labelLimit": 260, "ticks": False, "domain": False, "labelPadding": 8}
+    return {"field": "row", "type": "nominal", "sort": list(rows), "axis": axis, "scale": {"paddingInner": 0.3}}
+
+
+def _share(field: str, axis: str) -> dict[str, Any]:
+    scale = {"domain": [0, 1], "nice": False}
+    return {"field": field, "type": "quantitative", "scale": scale, "title": axis, "axis": {"values": TICKS}}
+
+
+TICKS = [0, 0.2, 0.4, 0.6, 0.8, 1]
+
+
+def _colours(field: str, names: Sequence[str]) -> dict[str, Any]:
+    palette = [colour for name, colour in PALETTE.items() if name.startswith("series")]
+    scale = {"domain": list(names), "range": [palette[i % len(palette)] for i in range(len(names))]}
+    legend = None
+    if len(names) > 1:
+        legend = {"orient": "top", "title": None, "columns": 3, "labelLimit": 220, "symbolType": "square"}
+        legend |= {"symbolStrokeWidth": 0, "symbolOpacity": 1, "symbolFillColor": None}
+        legend = {key: value for key, value in legend.items() if value is not None} | {"title": None}
+    return {"field": field, "type": "nominal", "scale": scale, "legend": legend}
+
+
+def _spec(
+    values: list[dict[str, Any]], encoding: dict[str, Any], layers: list[dict[str, Any]], height: dict[str, Any]
+) -> dict[str, Any]:
+    return {
+        "$schema": SCHEMA,
+        "width": 400,
+        "height": height,
+        "data": {"values": values},
+        "encoding": encoding,
+        "layer": layers,
+        "config": _CONFIG,
+    }
+
+
+_CONFIG: dict[str, Any] = {
+    "aria": False,
+    "background": None,
+    "font": "Liberation Sans",
+    "view": {"stroke": None},
+    "axis": {
+        "labelColor": PALETTE["ink"],
+        "titleColor": PALETTE["muted"],
+        "titleFontWeight": "normal",
+        "gridColor": PALETTE["line"],
+        "domainColor": PALETTE["line"],
+        "tickColor": PALETTE["line"],
+        "labelFontSize": 12,
+        "titleFontSize": 12,
+    },
+    "legend": {"labelColor": PALETTE["ink"], "labelFontSize": 12, "padding": 0, "offset": 10},
+}
+
+
+def _names(values: Sequence[dict[str, Any]], field: str) -> list[str]:
+    return list(dict.fromkeys(str(value[field]) for value in values))
+
+
+def _short(name: str) -> str:
+    return present(name, _LABEL)

@@ -1,0 +1,156 @@
+"""How numbers, arms, metrics and answers are put into words: one place, so that all reports say the same."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from probes.estimate import Estimate, Ruling
+from probes.metrics import METRICS
+from probes.verdict import Class, Verdict
+
+NOT_MEASURED = "not measured"
+BY_DEFINITION = "given by definition"
+
+CLASSES: Mapping[Class, str] = MappingProxyType(
+    {
+        Class.OLD: "old answer",
+        Class.NEW: "new answer",
+        Class.HALLUCINATION: "another entity",
+        Class.REFUSAL: "refusal",
+        Class.DEGENERATE: "degenerate text",
+        Class.OTHER: "something else",
+    }
+)
+TONES: Mapping[Ruling, str] = MappingProxyType({Ruling.HOLDS: "good", Ruling.FAILS: "bad", Ruling.UNDECIDED: "open"})
+_ARMS = {"single": "one fact at a time", "stacked": "all facts stacked", "joint": "all facts at once"}
+_PROBES = {
+    "rewrite": "own prompt",
+    "rephrase": "other wordings",
+    "keyword_emphasis": "stressed key words",
+    "multi_hop": "related questions",
+    "neighborhood": "neighbours",
+    "popularity": "same relation, by popularity",
+}
+_PROTOCOLS = {"success": "by probability", "accuracy": "by likeliest token", "generation": "as written"}
+_TITLES = {
+    "efficacy_magnitude": "Efficacy, lead in log-probability",
+    "edit_score": "Edit score, as written",
+    "edit_score_success": "Edit score, by probability",
+    "reversion": "Old answer comes back",
+    "popularity_gap": "Gap between popularity strata",
+    "recovery_rate": "Recovered by key words",
+    "recovery_random": "Recovered by random words",
+    "recovery_template": "Recovered by the template alone",
+    "emphasis_effect": "Key words beyond their controls",
+    "degeneration": "Degenerate text",
+    "forget_accuracy": "Still writes the answer",
+    "forget_argmax": "Answer still the likeliest tokens",
+    "forget_success": "Answer not the likeliest object",
+    "forget_efficacy": "Forgotten at its own prompt",
+    "forget_rephrased": "Still writes it in other wordings",
+    "forget_generalization": "Forgotten in other wordings",
+    "retained": "Neighbours retained",
+    "leakage": "Leaks through related questions",
+    "hallucination": "Names another entity instead",
+    "refusal": "Says that it does not know",
+}
+
+
+def number(value: float | None, *, signed: bool = False) -> str:
+    """The one way a number is written: two decimals, three where two would show a 0 or 1 that it is not."""
+    if value is None or not math.isfinite(value):
+        return NOT_MEASURED
+    places = 2 if round(value, 2) not in (-1, 0, 1) or math.isclose(value, round(value), abs_tol=1e-12) else 3
+    text = f"{value:+.{places}f}" if signed else f"{value:.{places}f}"
+    return text.replace("-", "", 1).replace("+", "", 1) if not float(text) else text
+
+
+def counted(n: int, groups: int) -> str:
+    """ "16 facts", or "64 cases on 16 facts" where a fact has more than one."""
+    facts = plural(groups, "fact")
+    return facts if n == groups else f"{plural(n, 'case')} on {facts}"
+
+
+def plural(n: int, word: str, many: str = "") -> str:
+    return f"{n:,} {word if n == 1 else many or word + 's'}"
+
+
+def told(estimate: Estimate | None, *, signed: bool = False) -> str:
+    """An estimate as every report writes it: "0.94 [0.79, 0.98], 64 cases on 16 facts"."""
+    if estimate is None or estimate.value is None or not math.isfinite(estimate.value):
+        return NOT_MEASURED
+    value = number(estimate.value, signed=signed)
+    if estimate.low is None or estimate.high is None:
+        return f"{value}, no interval ({_too_little(estimate)})"
+    ends = f"[{number(estimate.low, signed=signed)}, {number(estimate.high, signed=signed)}]"
+    return f"{value} {ends}, {counted(estimate.n, estimate.groups)}"
+
+
+def _too_little(estimate: Estimate) -> str:
+    if estimate.groups < 2:
+        return f"n = {estimate.groups}" if estimate.n == estimate.groups else f"n = 1, {plural(estimate.n, 'case')}"
+    why = estimate.method.removeprefix("no interval: ")
+    return f"{counted(estimate.n, estimate.groups)}: {why}"
+
+
+def level_text(level: float) -> str:
+    return f"{100 * level:g} %"
+
+
+def p_text(p: float | None) -> str:
+    if p is None or not math.isfinite(p):
+        return NOT_MEASURED
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def demand(at_least: float | None, at_most: float | None) -> str:
+    """ "≥ 0.90", "≤ 0.10", or both."""
+    bars = [f"≥ {number(at_least)}"] if at_least is not None else []
+    return " and ".join(bars + ([f"≤ {number(at_most)}"] if at_most is not None else []))
+
+
+def ruling_text(ruling: Ruling, needed: int | None = None) -> str:
+    needs = f" (needs {needed} facts or more)" if ruling is Ruling.UNDECIDED and needed is not None else ""
+    return ruling.value + needs
+
+
+def arm_title(operator: str, arm: str) -> str:
+    """ "rome, all facts stacked"."""
+    return f"{operator}, {_ARMS.get(arm, arm)}" if arm else operator
+
+
+def probe_title(probe: str) -> str:
+    return _PROBES.get(probe, probe.replace("_", " "))
+
+
+def variant_title(variant: str) -> str:
+    """The wording of a case: "key:capitals" is "key words: capitals"."""
+    for prefix, title in (("key:", "key words: "), ("control:", "control: ")):
+        if variant.startswith(prefix):
+            variant = title + variant.removeprefix(prefix).replace(":", ": ")
+    return variant.replace("_", " ")
+
+
+def metric_title(name: str) -> str:
+    """A title for people; a metric without one of its own gets its name in words."""
+    if name in _TITLES:
+        return _TITLES[name]
+    stem, _, protocol = name.rpartition("_")
+    words = f"{stem}, {_PROTOCOLS[protocol]}" if stem and protocol in _PROTOCOLS else name
+    return words[:1].upper() + words[1:].replace("_", " ")
+
+
+def metric_question(name: str) -> str:
+    return METRICS[name].question if name in METRICS else ""
+
+
+def better(name: str) -> str:
+    """ "higher is better", "lower is better" or nothing, for a metric that this version does not know."""
+    return f"{METRICS[name].better} is better" if name in METRICS else ""
+
+
+def change_of_class(verdict: Verdict) -> str:
+    """ "old answer → new answer"; what the answers are, by rule."""
+    return f"{CLASSES[verdict.class_before]} → {CLASSES[verdict.class_after]}"

@@ -1,0 +1,135 @@
+"""Facts, registry, layouts, files, presets."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+
+import pytest
+import transformers
+from conftest import COMMON, LAYOUTS
+
+from editkit.arch import ARCHITECTURES, Architecture, UnknownLayout, architecture_of
+from editkit.facts import Edit, Example, Fact, ForgetRequest
+from editkit.files import atomic_folder, atomic_path, write_text
+from editkit.operators import build, operator_class, settings_of
+from editkit.registry import Registry, UnknownName
+
+
+def test_a_fact_checks_its_prompt():
+    with pytest.raises(ValueError, match="no '{}' in prompt 'The capital of France is'; put it where the subject goes"):
+        Fact("France", "capital", "Paris", "The capital of France is")
+    with pytest.raises(ValueError, match="2 '{}'"):
+        Fact("France", "capital", "Paris", "{} {}")
+    with pytest.raises(ValueError, match="object is empty"):
+        Fact("France", "capital", " ", "The capital of {} is")
+    assert Fact("a {} b", "r", "o", "Of {} is").text == "Of a {} b is"
+
+
+def test_an_edit_must_ask_for_something_else():
+    fact = Fact("France", "capital", "Paris", "The capital of {} is")
+    for target in ("Paris", " paris. "):
+        with pytest.raises(ValueError, match="already has"):
+            Edit(fact, target)
+    with pytest.raises(ValueError, match="target_new is empty"):
+        Edit(fact, "")
+
+
+def test_nothing_is_both_forgotten_and_kept():
+    example = Example("The capital of France is", "Paris")
+    with pytest.raises(ValueError, match="stand in forget and in retain"):
+        ForgetRequest((example,), (example,))
+    with pytest.raises(ValueError, match="nothing to forget"):
+        ForgetRequest(())
+
+
+def test_a_registry_names_what_comes_near():
+    registry: Registry[int] = Registry("number", "editkit.locate")
+    registry.register("rome")(1)
+    with pytest.raises(UnknownName, match="no number named 'rom'; there is rome"):
+        registry["rom"]
+    with pytest.raises(ValueError, match="two numbers are named 'rome'"):
+        registry.register("rome")(2)
+
+
+def test_operators_are_found_in_both_registries():
+    with pytest.raises(UnknownName, match="no operator named 'rme'; there is rome"):
+        operator_class("rme")
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_tiny_layout_has_its_parts(handle_of, layout):
+    handle = handle_of(layout)
+    out, inner = handle.matrix(handle.weight_name("mlp_out", 0)).shape
+    assert out == 32 and handle.module("mlp_out", 0) is not handle.module("mlp_out", 1)
+    assert handle.layers == 3 and handle.backbone is not handle.model
+    assert inner in (32, 48, 128)
+
+
+def test_an_unknown_layout_gives_the_recipe():
+    config = transformers.MixtralConfig(**COMMON, vocab_size=64, intermediate_size=48, num_local_experts=2)
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    with pytest.raises(UnknownLayout, match="fused 3-D parameters.*known: .*llama.*add a layout: one file"):
+        architecture_of(model)
+
+
+def test_a_layout_that_does_not_fit_says_which_part(handle):
+    wrong = Architecture(
+        "wrong", ("llama",), *["model.embed_tokens"], *["model.layers.{}"] * 3, "model.layers.{}.nope", "model.norm"
+    )
+    with pytest.raises(UnknownLayout, match="expects the mlp_out at 'model.layers.0.nope'"):
+        wrong.check(handle.model)
+
+
+def test_no_model_type_has_two_layouts():
+    types = [t for _, a in ARCHITECTURES.items() for t in a.model_types]
+    assert len(types) == len(set(types)) and all(len(t) > 1 for t in types)
+
+
+def test_files_appear_whole_or_not_at_all(tmp_path):
+    write_text(tmp_path / "a.txt", "old")
+    with pytest.raises(RuntimeError), atomic_path(tmp_path / "a.txt") as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert (tmp_path / "a.txt").read_text() == "old"
+    with pytest.raises(RuntimeError), atomic_folder(tmp_path / "b") as temporary:
+        (temporary / "x").write_text("half")
+        raise RuntimeError
+    assert sorted(os.listdir(tmp_path)) == ["a.txt"]
+    for text in ("one", "two"):
+        with atomic_folder(tmp_path / "b") as temporary:
+            (temporary / "x").write_text(text)
+    assert (tmp_path / "b" / "x").read_text() == "two" and sorted(os.listdir(tmp_path)) == ["a.txt", "b"]
+
+
+@dataclass(frozen=True, slots=True)
+class Inner:
+    rate: float = 0.5
+    steps: int = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Outer:
+    layers: tuple[int, ...] = (1,)
+    inner: Inner = field(default_factory=Inner)
+    name: str | None = None
+
+
+def test_settings_go_round():
+    made = build(Outer, {"layers": [4, 5], "inner": {"rate": 1}, "name": "x"})
+    assert made == Outer((4, 5), Inner(1.0), "x")
+    assert build(Outer, settings_of(made)) == made
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"inner": {"rates": 1}}, "no setting 'inner.rates'|no setting inner.'rates'; there is rate"),
+        ({"layer": [1]}, "there is layers"),
+        ({"inner": {"steps": "many"}}, "'inner.steps' is 'many', expected int"),
+        ({"inner": {"steps": True}}, "expected int"),
+    ],
+)
+def test_settings_that_are_wrong_are_named(settings, message):
+    with pytest.raises(ValueError, match=message):
+        build(Outer, settings)

@@ -1,0 +1,289 @@
+"""Every metric against numbers that can be counted by hand."""
+
+import random
+import subprocess
+import sys
+
+import pytest
+
+from probes.metrics import METRICS, Metric, combined, per_case, summarise, value
+from probes.verdict import Answer, Case, Class, Expect, Marks, Reply, Verdict
+
+YES, NO = Marks(True, True, True), Marks(False, False, False)
+BLANK = Answer(Reply(""), Reply(""))
+
+
+def verdict(probe, group="f1", variant="plain", *, before=NO, after=YES, was=Class.OLD, now=Class.NEW, **more):
+    margins = {"margin_before": more.pop("margin_before", None), "margin_after": more.pop("margin_after", None)}
+    applies = more.pop("applies", True)
+    case = Case(probe, variant, "Where?", Expect.HOLDS, group, ("Paris",), **more)
+    return Verdict(case, BLANK, before, after, was, now, applies=applies, **margins)
+
+
+def of(name, verdicts, side="after"):
+    return value(METRICS[name], verdicts, side)
+
+
+def rows_of(name, verdicts, task="edit", **more):
+    return [row for row in summarise(verdicts, task=task, **more) if row.metric == name]
+
+
+def overall(name, verdicts, task="edit", **more):
+    (row,) = (r for r in rows_of(name, verdicts, task, **more) if r.stratum is None and r.variant is None)
+    return row
+
+
+@pytest.mark.parametrize(
+    ("metric", "probe"),
+    [("efficacy", "rewrite"), ("generalization", "rephrase"), ("portability", "multi_hop")],
+)
+def test_each_protocol_is_read_by_its_own_metric_from_its_own_probe(metric, probe):
+    verdicts = [
+        verdict(probe, "f1", after=Marks(True, False, False)),
+        verdict(probe, "f2", after=Marks(True, True, None)),
+        verdict(probe, "f3", after=Marks(False, None, True)),
+        verdict(probe, "f4", after=Marks(True, None, True)),
+        verdict("other", "f5", after=NO),
+    ]
+    assert of(f"{metric}_success", verdicts) == 3 / 4
+    assert of(f"{metric}_accuracy", verdicts) == 1 / 2
+    assert of(f"{metric}_generation", verdicts) == pytest.approx(2 / 3)
+    assert of(f"{metric}_success", verdicts, "before") == 0.0
+
+
+def test_degenerate_text_is_no_success_even_if_marked_so():
+    assert of("efficacy_generation", [verdict("rewrite", now=Class.DEGENERATE)]) == 0.0
+    assert of("forget_efficacy", [verdict("rewrite", now=Class.DEGENERATE)]) == 0.0
+    assert of("retained", [verdict("neighborhood", before=YES, now=Class.DEGENERATE)]) == 0.0
+
+
+def test_magnitude_is_the_mean_margin():
+    verdicts = [verdict("rewrite", f"f{i}", margin_before=-1.0, margin_after=m) for i, m in enumerate((0.5, 1.5))]
+    row = overall("efficacy_magnitude", verdicts)
+    assert (row.before.value, row.after.value, row.difference.value) == (-1.0, 1.0, 2.0)
+
+
+@pytest.mark.parametrize(
+    "metric", ["specificity_success", "specificity_accuracy", "specificity_generation", "retained"]
+)
+def test_only_what_was_right_before_can_be_kept(metric):
+    verdicts = [
+        verdict("neighborhood", "f1", before=YES, after=YES),
+        verdict("neighborhood", "f2", before=YES, after=NO),
+        verdict("neighborhood", "f3", before=NO, after=YES),
+    ]
+    row = overall(metric, verdicts, "unlearn" if metric == "retained" else "edit")
+    assert row.after.value == 0.5 and row.skipped == 1
+    assert row.before is None and row.difference is None and row.p is None
+
+
+def edited(success, other=1.0):
+    """Two facts: the share of the rephrasings that took is `success`, everything else is `other`."""
+    took = [YES if i < 4 * success else NO for i in range(4)]
+    good = YES if other else NO
+    return [
+        v
+        for group in ("f1", "f2")
+        for v in (
+            verdict("rewrite", group, after=good),
+            verdict("neighborhood", group, before=YES, after=YES, now=Class.OLD),
+            *(verdict("rephrase", group, f"w{i}", after=mark) for i, mark in enumerate(took)),
+        )
+    ]
+
+
+@pytest.mark.parametrize("metric", ["edit_score", "edit_score_success"])
+def test_edit_score_is_the_harmonic_mean(metric):
+    assert of(metric, edited(0.5)) == pytest.approx(3 / (1 + 2 + 1))
+    assert of(metric, edited(1.0)) == 1.0
+    assert of(metric, edited(0.5, other=0.0)) == 0.0
+    assert of(metric, [v for v in edited(1.0) if v.case.probe != "neighborhood"]) is None
+    assert of(metric, edited(0.5), "before") == 0.0
+
+
+def test_unlearn_score_is_the_harmonic_mean():
+    assert of("unlearn_score", edited(0.25)) == pytest.approx(3 / (1 + 4 + 1))
+
+
+def test_a_perfect_score_is_as_sure_as_wilson_on_its_facts():
+    row = overall("edit_score", edited(1.0))
+    assert row.after.high == 1.0 and row.after.low == pytest.approx(2 / (2 + 1.959964**2))
+
+
+def test_a_score_is_as_sure_as_its_thinnest_part():
+    """Neighbours of one fact only: a value, and no interval however many other facts there are."""
+    verdicts = [v for v in edited(0.5) if (v.case.probe, v.case.group) != ("neighborhood", "f2")]
+    after = overall("edit_score", verdicts).after
+    assert after.value == 0.75 and after.low is None and after.groups == 1
+
+
+def test_reversion_reads_rephrased_and_stressed_but_no_control():
+    verdicts = [
+        verdict("rephrase", now=Class.OLD),
+        verdict("rephrase", now=Class.NEW),
+        verdict("keyword_emphasis", variant="key:list", now=Class.OLD),
+        verdict("keyword_emphasis", variant="control:random_words:0", now=Class.NEW),
+        verdict("keyword_emphasis", variant="plain", now=Class.NEW),
+    ]
+    assert of("reversion", verdicts) == pytest.approx(2 / 3)
+
+
+def test_popularity_gap_is_best_minus_worst_stratum():
+    verdicts = [
+        verdict("rephrase", f"{stratum}{i}", stratum=stratum, after=YES if i < good else NO)
+        for stratum, good in (("q1", 1), ("q2", 2), ("q4", 4))
+        for i in range(4)
+    ]
+    assert of("popularity_gap", verdicts) == 0.75
+    assert of("popularity_gap", verdicts[:4]) is None
+    row = overall("popularity_gap", verdicts)
+    assert row.after.groups == 4 and 0 <= row.after.low <= 0.75 <= row.after.high <= 1
+    assert overall("popularity_gap", verdicts, strata={v.case.group: "all" for v in verdicts}).after.value is None
+
+
+def test_forgetting_is_read_from_class_mark_and_probability():
+    verdicts = [
+        verdict("rewrite", "f1", now=Class.OLD, after=Marks(False, False, False)),
+        verdict("rewrite", "f2", now=Class.HALLUCINATION, after=Marks(True, False, True)),
+        verdict("rewrite", "f3", now=Class.REFUSAL, after=Marks(True, True, True)),
+        verdict("rewrite", "f4", now=Class.DEGENERATE, after=Marks(True, True, False)),
+        verdict("rephrase", "f1", now=Class.OLD, after=NO),
+        verdict("multi_hop", "f1", now=Class.OLD, after=NO),
+        verdict("multi_hop", "f2", now=Class.OTHER),
+        verdict("multi_hop", "f3", now=Class.OLD, applies=False),
+    ]
+    found = {name: of(name, verdicts) for name in METRICS}
+    assert found["forget_accuracy"] == 0.25
+    assert found["forget_argmax"] == 0.5
+    assert found["forget_success"] == 0.75
+    assert found["forget_efficacy"] == 0.5
+    assert found["forget_rephrased"] == 1.0 and found["forget_generalization"] == 0.0
+    assert found["leakage"] == 0.5
+    assert found["hallucination"] == found["refusal"] == 0.2
+    assert found["degeneration"] == pytest.approx(1 / 7)
+    assert of("forget_accuracy", verdicts, "before") == 1.0
+
+
+def emphasised(group, key, random_words, template_only, *, was=Class.OLD, now=Class.NEW):
+    """One fact; the flags say which wording brings the old answer back."""
+    kinds = [("key:", key), ("control:random_words:", random_words), ("control:template_only:", template_only)]
+    asked = [
+        verdict("keyword_emphasis", group, f"{kind}{i}", now=Class.OLD if back else Class.NEW)
+        for kind, flags in kinds
+        for i, back in enumerate(flags)
+    ]
+    return [verdict("keyword_emphasis", group, "plain", was=was, now=now), *asked]
+
+
+def test_recovery_is_the_best_of_equally_many_tries():
+    verdicts = emphasised("f1", [0, 1, 0], [0, 0, 0], [1, 0, 0]) + emphasised("f2", [1, 1, 1], [0, 0, 0], [0, 0, 0])
+    assert of("recovery_rate", verdicts) == 1.0
+    assert of("recovery_random", verdicts) == 0.0
+    assert of("recovery_template", verdicts) == 0.5
+    assert of("emphasis_effect", verdicts) == 0.5
+
+
+def test_more_controls_than_wordings_are_no_more_tries():
+    """Two of four controls bring it back: two drawn at random miss it in 1 of 6 ways."""
+    verdicts = emphasised("f1", [0, 1], [1, 1, 0, 0], [0, 0])
+    assert of("recovery_random", verdicts) == pytest.approx(5 / 6)
+    assert of("emphasis_effect", verdicts) == pytest.approx(1 / 6)
+
+
+def test_recovery_is_only_asked_where_the_old_answer_came_and_went():
+    never_knew = emphasised("f1", [1], [1], [1], was=Class.OTHER)
+    still_knows = emphasised("f2", [1], [1], [1], now=Class.OLD)
+    for name in ("recovery_rate", "recovery_random", "recovery_template", "emphasis_effect"):
+        assert of(name, never_knew + still_knows) is None
+    row = overall("recovery_rate", never_knew + still_knows + emphasised("f3", [1], [0], [0]))
+    assert (row.after.value, row.after.n, row.after.groups, row.skipped) == (1.0, 1, 1, 8)
+
+
+def test_without_a_control_there_is_no_effect():
+    assert of("emphasis_effect", emphasised("f1", [1], [], [0])) is None
+
+
+def test_rows_overall_by_stratum_and_by_wording():
+    verdicts = [
+        verdict("rephrase", "f1", "typo", stratum="q1", after=NO),
+        verdict("rephrase", "f1", "question", stratum="q1"),
+        verdict("rephrase", "f2", "typo", stratum="q4"),
+        verdict("rephrase", "f2", "question", stratum="q4", applies=False),
+    ]
+    rows = {(r.stratum, r.variant): r for r in rows_of("generalization_generation", verdicts)}
+    assert {cut: row.after.value for cut, row in rows.items()} == {
+        (None, None): pytest.approx(2 / 3),
+        ("q1", None): 0.5,
+        ("q4", None): 1.0,
+        (None, "typo"): 0.5,
+        (None, "question"): 1.0,
+    }
+    assert {cut: row.skipped for cut, row in rows.items() if row.skipped} == {
+        (None, None): 1,
+        ("q4", None): 1,
+        (None, "question"): 1,
+    }
+
+
+def test_strata_may_be_given_and_reach_every_probe():
+    verdicts = [verdict("multi_hop", "f1", stratum="q9"), verdict("multi_hop", "f2", after=NO)]
+    rows = rows_of("portability_generation", verdicts, strata={"f1": "rare", "f2": None})
+    assert [(row.stratum, row.after.value) for row in rows] == [(None, 0.5), ("rare", 1.0), (None, 0.5)]
+    assert {row.stratum for row in rows_of("portability_generation", verdicts)} == {None}
+
+
+def test_before_and_after_are_paired_over_the_cases_that_have_both():
+    verdicts = [verdict("rewrite", f"f{i}", before=NO) for i in range(5)]
+    verdicts.append(verdict("rewrite", "f5", before=Marks(None, None, None)))
+    row = overall("efficacy_generation", verdicts)
+    assert (row.before.n, row.after.n, row.difference.n) == (5, 6, 5)
+    assert row.difference.value == 1.0 and row.p == 2 / 2**5
+
+
+def test_tasks_have_their_own_metrics_and_share_some():
+    edit, unlearn, both = ({row.metric for row in summarise([], task=task)} for task in ("edit", "unlearn", "both"))
+    assert edit & unlearn == {name for name, metric in METRICS.items() if metric.task == "both"}
+    assert edit | unlearn == both == set(METRICS)
+
+
+def test_the_order_of_verdicts_does_not_matter():
+    draw = random.Random(7)
+    verdicts = [
+        verdict(
+            probe, f"f{i}", f"w{j}", after=draw.choice([YES, NO]), before=draw.choice([YES, NO]), stratum=f"q{i % 2}"
+        )
+        for probe in ("rewrite", "rephrase", "neighborhood", "multi_hop")
+        for i in range(6)
+        for j in range(3)
+    ]
+    assert summarise(draw.sample(verdicts, len(verdicts)), task="edit", seed=3) == summarise(
+        verdicts, task="edit", seed=3
+    )
+
+
+def nothing(verdict, side):
+    """Nothing at all"""
+
+
+def test_a_metric_must_ask_something_in_a_known_unit_and_direction():
+    with pytest.raises(ValueError, match="metric 'nothing' asks nothing"):
+        per_case("edit", ["rewrite"], better="higher")(nothing)
+    with pytest.raises(ValueError, match="has unit 'miles'; there is share"):
+        per_case("edit", ["rewrite"], better="higher", unit="miles")(nothing)
+    with pytest.raises(ValueError, match="is better 'longer'; say higher or lower"):
+        combined("edit", [], better="longer")(nothing)
+    assert "nothing" not in METRICS
+
+
+def test_numbers_are_had_without_torch_and_metrics_are_read_on_the_first_look_up():
+    script = (
+        "import sys, probes.metrics as m; "
+        "assert 'probes.metrics.editing' not in sys.modules; "
+        "assert 'edit_score' in m.METRICS and 'torch' not in sys.modules and 'scipy.stats' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_a_decorated_function_is_its_metric():
+    metric = METRICS["efficacy_success"]
+    assert isinstance(metric, Metric) and metric.compute(verdict("rewrite"), "after") == 1.0
