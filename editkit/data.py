@@ -23,7 +23,18 @@ from editkit.readers import READERS
 from editkit.readers._errors import DataError
 from editkit.readers._text import FORMATS
 
-__all__ = ["Card", "Composition", "DataError", "Entry", "FactBase", "Relation", "check_card", "data_folder", "datasets", "load"]
+__all__ = [
+    "Card",
+    "Composition",
+    "DataError",
+    "Entry",
+    "FactBase",
+    "Relation",
+    "check_card",
+    "data_folder",
+    "datasets",
+    "load",
+]
 
 DEFAULT = "world"
 
@@ -96,7 +107,9 @@ class FactBase:
         that the base model answers right: they are preferred as neighbours, as steps of chains and for the target.
         Raises DataError where the range holds no other object.
         """
-        target = entry.target_new or held_out.target_for(self.table, entry, self._prompts(entry), seed=seed, known=known)
+        target = entry.target_new or held_out.target_for(
+            self.table, entry, self._prompts(entry), seed=seed, known=known
+        )
         if target is None:
             raise DataError(
                 f"no target_new for {entry.id!r}: relation {entry.relation!r} has no other object that would do; give one"
@@ -207,7 +220,9 @@ def check_card(folder: Path) -> Card:
     """The card, after the sha256 of every file it names was compared; DataError names the files that differ."""
     card = read_card(folder)
     wrong = [
-        name for name, expected in card.sha256.items() if not (folder / name).is_file() or sha256_of(folder / name) != expected
+        name
+        for name, expected in card.sha256.items()
+        if not (folder / name).is_file() or sha256_of(folder / name) != expected
     ]
     if wrong:
         raise DataError(
@@ -229,7 +244,9 @@ def load(name_or_path: str | Path = DEFAULT) -> FactBase:
     folder = data_folder() / str(name_or_path)
     if not str(name_or_path).strip() or path.name != str(name_or_path) or not (folder / "card.toml").is_file():
         there = sorted(each.parent.name for each in data_folder().glob("*/card.toml"))
-        raise DataError(f"no data set or file {str(name_or_path)!r}; there is {', '.join(there)}, or give a .jsonl, .json or .csv file")
+        raise DataError(
+            f"no data set or file {str(name_or_path)!r}; there is {', '.join(there)}, or give a .jsonl, .json or .csv file"
+        )
     card = check_card(folder)
     table = READERS[card.reader](folder)
     return FactBase(card.name, card, table.entries, table)

@@ -146,9 +146,7 @@ class Step:
     entry: Entry
 
 
-def hops(
-    table: FactTable, change: Change, *, seed: int, known: Container[str] | None = None
-) -> tuple[Hop, ...]:
+def hops(table: FactTable, change: Change, *, seed: int, known: Container[str] | None = None) -> tuple[Hop, ...]:
     """The questions that follow from the fact by the declared chains, and for forgetting its inverse.
 
     For an edit: chains that end in the changed fact (the answer moves with it) and chains that begin with it (the
@@ -173,7 +171,9 @@ def _ending(
     """x -> (subject of the change) -> old or new object."""
     steps = [step for step in _steps_to(table, chain.first, change.entry) if not change.gives_away(step.x)]
     source.shuffle(steps)
-    steps.sort(key=lambda step: (known is not None and step.entry.id in known, step.entry.popularity or 0), reverse=True)
+    steps.sort(
+        key=lambda step: (known is not None and step.entry.id in known, step.entry.popularity or 0), reverse=True
+    )
     for step in steps[:CHAINS_EACH]:
         template = source.choice((*chain.templates, *chain.questions))
         prompt = fill(template, step.x)

@@ -11,7 +11,6 @@ import math
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from editkit.facts import normalise
@@ -32,7 +31,7 @@ DISMISSALS = tuple(
     tuple(phrase.split())
     for phrase in ("not", "isn t", "wasn t", "never", "no longer", "instead of", "rather than", "unlike")
 )
-RESUMPTIONS = frozenset(("but", "is", "was", "it", "its"))
+RESUMPTIONS = frozenset(("but", "is", "was", "it"))
 DENIED_AFTER = tuple(tuple(phrase.split()) for phrase in ("is not", "isn t", "was not", "wasn t", "is no longer"))
 REFUSALS = re.compile(
     r"\b(i (do not|don t|can t|cannot|could not|couldn t) (really |actually )?(know|say|tell|answer|recall|remember|help"
@@ -79,7 +78,9 @@ def repeats_itself(text: str) -> bool:
     """Whether more than 60 % of the words, or of the letter triples of one long word, were said before."""
     words = normalise(text).split()
     long = [word for word in words if len(word) >= BABBLE]
-    return _repeated(words) > REPEATED or any(_repeated([w[i : i + 3] for i in range(len(w) - 2)]) > REPEATED for w in long)
+    return _repeated(words) > REPEATED or any(
+        _repeated([w[i : i + 3] for i in range(len(w) - 2)]) > REPEATED for w in long
+    )
 
 
 def _repeated(units: Sequence[str]) -> float:
@@ -166,6 +167,12 @@ def _asserted(words: Sequence[_Word], matches: Iterable[_Match]) -> list[_Match]
         if not (widely if match.rank == 1 else narrowly)[match.start]
         and not _starts_with(words, match.start + match.length, DENIED_AFTER)
     ]
+
+
+def names(text: str, name: str) -> bool:
+    """Whether a text names something, as whole words, by the rule that answers are judged by."""
+    words, wanted = _words(text), _Name(tuple(normalise(name).split()), name, 2)
+    return bool(wanted.words) and any(_at(words, i, wanted) for i in range(len(words)))
 
 
 def classify(

@@ -108,8 +108,8 @@ DEFAULT_CLAIMS = (
     ClaimPart(metric="efficacy_generation", at_least=0.8),
     ClaimPart(metric="generalization_generation", at_least=0.6),
     ClaimPart(metric="specificity_generation", at_least=0.8),
-    ClaimPart(metric="forget_accuracy", at_most=0.2),
-    ClaimPart(metric="forget_rephrased", at_most=0.2),
+    ClaimPart(metric="forget_efficacy", at_least=0.8),
+    ClaimPart(metric="forget_generalization", at_least=0.8),
     ClaimPart(metric="retained", at_least=0.8),
     ClaimPart(metric="recovery_rate", at_most=0.2),
 )

@@ -29,7 +29,11 @@ WITH_ARTICLE = frozenset(
         "United Arab Emirates", "United Kingdom", "United States",
     }
 )  # fmt: skip
-COUNTRY_NAMES = {"Cabo Verde": "Cape Verde", "Sao Tome and Principe": "São Tomé and Príncipe", "Timor Leste": "East Timor"}
+COUNTRY_NAMES = {
+    "Cabo Verde": "Cape Verde",
+    "Sao Tome and Principe": "São Tomé and Príncipe",
+    "Timor Leste": "East Timor",
+}
 COUNTRY_ALIASES = {
     "Cape Verde": ("Cabo Verde",),
     "China": ("People's Republic of China",),
@@ -70,7 +74,13 @@ BORDER_UNSURE = frozenset("CA CU DK".split())
 # Two seats, a recent or unfinished move, or a dispute: Burundi, Bolivia, Equatorial Guinea, Israel, Kiribati (an atoll),
 # Sri Lanka, Eswatini, South Africa.
 NO_SINGLE_CAPITAL = frozenset("BI BO GQ IL KI LK SZ ZA".split())
-CAPITALS = {"KZ": "Astana", "MD": "Chișinău", "MV": "Malé", "MM": "Naypyidaw", "US": "Washington"}  # stale, or spelt as nobody does
+CAPITALS = {
+    "KZ": "Astana",
+    "MD": "Chișinău",
+    "MV": "Malé",
+    "MM": "Naypyidaw",
+    "US": "Washington",
+}  # stale, or spelt as nobody does
 CITY_ALIASES = {
     "Antananarivo": ("Tananarive",),
     "Astana": ("Nur-Sultan",),

@@ -92,7 +92,9 @@ def number(value: Any, what: str) -> float:
     try:
         given = float(value)
     except (ValueError, OverflowError):
-        raise FieldError(f"{what} {str(value)[:40]!r} is not a number that can be used; write it like 1200000") from None
+        raise FieldError(
+            f"{what} {str(value)[:40]!r} is not a number that can be used; write it like 1200000"
+        ) from None
     if not math.isfinite(given) or given < 0:
         raise FieldError(f"{what} must be a finite number, 0 or more, not {value}")
     return given
@@ -119,7 +121,9 @@ def _neighbor(item: Any, relation: str, what: str) -> Question:
         raise FieldError(f"{what} must be an object with 'prompt' and 'answer', not {_kind(item)}")
     unknown = set(item) - {"prompt", "answer", "aliases", "subject"}
     if unknown or not {"prompt", "answer"} <= set(item):
-        raise FieldError(f"{what} has fields {sorted(item)}; it takes 'prompt', 'answer' and optionally 'aliases', 'subject'")
+        raise FieldError(
+            f"{what} has fields {sorted(item)}; it takes 'prompt', 'answer' and optionally 'aliases', 'subject'"
+        )
     return Question(
         prompt=text(item["prompt"], f"{what}.prompt"),
         answer=name(item["answer"], f"{what}.answer"),
@@ -148,5 +152,12 @@ def _number(value: Any) -> bool:
 
 
 def _kind(value: Any) -> str:
-    names = {bool: "true or false", int: "a number", float: "a number", list: "a list", dict: "an object", str: "a text"}
+    names = {
+        bool: "true or false",
+        int: "a number",
+        float: "a number",
+        list: "a list",
+        dict: "an object",
+        str: "a text",
+    }
     return "null" if value is None else names.get(type(value), type(value).__name__)

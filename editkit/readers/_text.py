@@ -47,7 +47,9 @@ def text_of(path: Path) -> str:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
-        raise DataError(f"{path.name}, line {line}: byte {raw[error.start]:#04x} is not UTF-8; save it as UTF-8") from error
+        raise DataError(
+            f"{path.name}, line {line}: byte {raw[error.start]:#04x} is not UTF-8; save it as UTF-8"
+        ) from error
 
 
 def _jsonl_rows(text: str, problems: Problems) -> list[Line]:
@@ -148,7 +150,10 @@ def _csv_rows(text: str, problems: Problems) -> list[Line]:
             if not names:
                 names = _column_names(cells, number, problems)
             elif len(cells) != len(names):
-                problems.add(number, f"{len(cells)} cells where the header names {len(names)}; quote text that holds {delimiter!r}")
+                problems.add(
+                    number,
+                    f"{len(cells)} cells where the header names {len(names)}; quote text that holds {delimiter!r}",
+                )
             else:
                 found.append(Line(number, dict(zip(names, cells, strict=True))))
     except csv.Error as error:

@@ -93,7 +93,9 @@ class _Row:
         if relation in self.shipped.relations:
             return self.shipped.relations[relation].prompt
         hint = _fields.near(relation, self.shipped.relations)
-        raise _fields.FieldError(f"no field 'prompt', and {relation!r} is no relation that comes along{hint or '; add it'}")
+        raise _fields.FieldError(
+            f"no field 'prompt', and {relation!r} is no relation that comes along{hint or '; add it'}"
+        )
 
     def _with_extras(self, entry: Entry, said: list[str]) -> Entry:
         """The optional fields; those that come along with a known relation stand after the user's own."""
@@ -111,7 +113,9 @@ class _Row:
                 found[what] = _fields.gather(lambda what=what, reader=reader: reader(self.given[what]), said)
         if "popularity" in found:
             found["stratum"] = None  # a quartile among the user's own numbers, given later
-        return replace(entry, **{what: value for what, value in found.items() if value is not None or what == "stratum"})
+        return replace(
+            entry, **{what: value for what, value in found.items() if value is not None or what == "stratum"}
+        )
 
     def _names(self, value: Any, what: str) -> tuple[str, ...]:
         return tuple(_fields.name(each, what) for each in _fields.texts(value, what, self.parts))
@@ -133,7 +137,9 @@ class _Row:
         asked = [fill(each, entry.fact.subject) for each in wordings] + [each.prompt for each in entry.neighborhood]
         prompt = _fields.given_away(target, asked)
         if prompt is not None:
-            said.append(f"target_new {target!r} stands in the prompt {prompt!r}, which gives the answer away; reword it")
+            said.append(
+                f"target_new {target!r} stands in the prompt {prompt!r}, which gives the answer away; reword it"
+            )
         return entry
 
 

@@ -38,7 +38,9 @@ def _definitions(path: Path) -> tuple[dict[str, Relation], tuple[Composition, ..
     known = {*relations, *(each.inverse.name for each in relations.values() if each.inverse)}
     for each in compositions:
         if each.first not in known or each.second not in relations:
-            raise DataError(f"{path.name}: a chain of {each.first!r} and {each.second!r}, but one of them is not defined")
+            raise DataError(
+                f"{path.name}: a chain of {each.first!r} and {each.second!r}, but one of them is not defined"
+            )
     return relations, compositions
 
 

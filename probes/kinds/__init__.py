@@ -1,0 +1,39 @@
+"""Probes: what is asked about one changed fact. One file each.
+
+A probe is a generator: it yields questions, is sent the answers of the unchanged and of the changed model, and at last
+gives verdicts. It is seeded and never holds a model, so it can be tested with plain lists. Importing this loads no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+
+from editkit.attribute import WordScore
+from editkit.facts import Record
+from editkit.registry import Registry
+from probes.verdict import Answer, Case, Verdict
+
+Attribution = Callable[[str, str], tuple[WordScore, ...]]
+"""(prompt, answer) -> what each word of the prompt adds to the answer, on the unchanged model."""
+
+
+def no_attribution(prompt: str, answer: str) -> tuple[WordScore, ...]:
+    """Finds no key words."""
+    return ()
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What a probe may use besides the record: the seed of all its choices, and who finds key words for it."""
+
+    seed: int = 0
+    attribution: Attribution = no_attribution
+
+
+Rounds = Generator[list[Case], list[Answer], list[Verdict]]
+"""Yields the questions of a round, is sent one answer each in the same order, returns the verdicts."""
+
+Probe = Callable[[Record, Context], Rounds]
+
+PROBES: Registry[Probe] = Registry("probe", "probes.kinds")

@@ -114,12 +114,9 @@ TICKS = [0, 0.2, 0.4, 0.6, 0.8, 1]
 def _colours(field: str, names: Sequence[str]) -> dict[str, Any]:
     palette = [colour for name, colour in PALETTE.items() if name.startswith("series")]
     scale = {"domain": list(names), "range": [palette[i % len(palette)] for i in range(len(names))]}
-    legend = None
-    if len(names) > 1:
-        legend = {"orient": "top", "title": None, "columns": 3, "labelLimit": 220, "symbolType": "square"}
-        legend |= {"symbolStrokeWidth": 0, "symbolOpacity": 1, "symbolFillColor": None}
-        legend = {key: value for key, value in legend.items() if value is not None} | {"title": None}
-    return {"field": field, "type": "nominal", "scale": scale, "legend": legend}
+    legend = {"orient": "top", "title": None, "columns": 3, "labelLimit": 220, "symbolType": "square"}
+    shown = legend | {"symbolStrokeWidth": 0, "symbolOpacity": 1} if len(names) > 1 else None
+    return {"field": field, "type": "nominal", "scale": scale, "legend": shown}
 
 
 def _spec(

@@ -1,0 +1,260 @@
+"""What ROME, MEMIT and their kin share: contexts, keys, the search for values, and the loop over edits.
+
+A method says which layer it edits and hands over its `solve`. The key of a fact is the mean, over the contexts, of
+what `mlp_out` reads at the subject's last token; the search gives the residual, which is added to what `mlp_out` gives
+there. One definition of the key serves both, so that an update with Δ k = r does what the search found.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import pad as zero_pad
+
+from editkit.blocks import frozen
+from editkit.edit._adam import Adam
+from editkit.edit._upper import Reads, Row, Upper, prepare, reads_of
+from editkit.facts import SLOT, Edit
+from editkit.handle import ModelHandle
+from editkit.linalg import SolveError
+from editkit.patch import LowRankDelta, WeightPatch
+from editkit.sampling import TextPlan, sampled_texts
+from editkit.scoring import attention, unembed
+from editkit.tokens import encode, encode_pair, subject_span
+
+ESSENCE = f"{SLOT} is a"  # what the subject is must stay: the KL term is taken on this prompt
+CONTEXT_TOP_K = 5
+ROWS = 512  # rows searched at once
+
+Solve = Callable[[Float[Tensor, "d_in n"], Float[Tensor, "d_out n"]], tuple[Tensor, Tensor]]
+Progress = Callable[[str, int, int], None]  # what is done, how much, of how much
+
+
+@dataclass(frozen=True, slots=True)
+class Contexts:
+    """Texts that the model writes and that are put before the prompt, so that the edit holds in other places too:
+    `each` of every length in `lengths` (tokens), and always the prompt alone."""
+
+    lengths: tuple[int, ...] = (5, 10)
+    each: int = 10
+
+    def before(self, handle: ModelHandle, seed: int) -> list[str]:
+        """What stands before the prompt; the first is ""."""
+        plans = [TextPlan(self.each, length, seed, CONTEXT_TOP_K) for length in self.lengths if self.each]
+        texts = [" ".join(text.translate(_NO_SLOTS).split()) for plan in plans for text in sampled_texts(handle, plan)]
+        return ["", *(f"{text}. " for text in texts)]
+
+
+_NO_SLOTS = str.maketrans("{}", "  ")
+
+
+@dataclass(frozen=True, slots=True)
+class TargetSearch:
+    """How a value is searched: `steps` evaluations of the loss with an Adam step of `learning_rate` between them.
+
+    The residual's norm stays within `clamp` times the norm of the unchanged value. The loss is the mean NLL of the new
+    object (nats a token) + `kl_weight` KL(before ‖ after) on "{} is a" + `weight_decay` ‖residual‖ / ‖value‖². The
+    search ends when it falls below `stop_below`. `contexts_per_step` > 0 draws that many contexts for each step, the
+    prompt alone always among them, and ends only when the loss over all of them is below.
+    """
+
+    steps: int = 20
+    learning_rate: float = 0.5
+    clamp: float = 4.0
+    kl_weight: float = 0.0625
+    weight_decay: float = 0.5
+    stop_below: float = 0.05
+    contexts_per_step: int = 0
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.learning_rate <= 0 or self.clamp <= 0 or self.contexts_per_step < 0:
+            raise ValueError(f"{self} needs steps >= 1, learning_rate > 0, clamp > 0 and contexts_per_step >= 0")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Target:
+    """What was found for one edit: its key, the residual to be added to the value, and how the search went."""
+
+    key: Float[Tensor, " d_in"]
+    residual: Float[Tensor, " d_out"]
+    notes: dict[str, Any] = field(default_factory=dict)
+
+
+def rows_of_edit(handle: ModelHandle, edit: Edit, before: Sequence[str]) -> list[Row]:
+    """The edit's prompt after each context, and last "{} is a"; each cut before the subject's last token."""
+    rows = []
+    for context in before:
+        ids, target = encode_pair(handle.tokenizer, context + edit.fact.text, edit.target_new)
+        at = subject_span(handle.tokenizer, context + edit.fact.prompt, edit.fact.subject).last
+        rows.append(Row(tuple(ids[:at]), (*ids[at:], *target[:-1]), tuple(target)))
+    ids = encode(handle.tokenizer, ESSENCE.replace(SLOT, edit.fact.subject))
+    at = subject_span(handle.tokenizer, ESSENCE, edit.fact.subject).last
+    return [*rows, Row(tuple(ids[:at]), tuple(ids[at:]))]
+
+
+def find_targets(
+    handle: ModelHandle, edits: Sequence[Edit], layer: int, before: Sequence[str], search: TargetSearch, *, seed: int
+) -> list[Target]:
+    """Keys and residuals of all edits, each searched for itself, as many together as `ROWS` allows."""
+    together = max(1, ROWS // (len(before) + 1))
+    found: list[Target] = []
+    with attention(handle, "eager"), frozen(handle.model), torch.inference_mode(False), torch.enable_grad():
+        for start in range(0, len(edits), together):
+            part = edits[start : start + together]
+            rows = [rows_of_edit(handle, edit, before) for edit in part]
+            found += _Search(handle, layer, rows, search, seed).run()
+    return found
+
+
+class _Search:
+    """The values of several edits, searched in one batch. Each edit owns `per_edit` rows, the last is "{} is a"."""
+
+    def __init__(
+        self, handle: ModelHandle, layer: int, rows: Sequence[Sequence[Row]], settings: TargetSearch, seed: int
+    ) -> None:
+        self.handle, self.settings, self.edits, self.per_edit = handle, settings, len(rows), len(rows[0])
+        self.flat = [row for own in rows for row in own]
+        self.all = _Batch(range(len(self.flat)), prepare(handle, layer, self.flat), reads_of(self.flat, handle.device))
+        self.batch = self.all
+        self.keys = self.all.upper.keys[:, 0].float().unflatten(0, (self.edits, self.per_edit))[:, :-1].mean(1)
+        self.norms = self.all.upper.values[:: self.per_edit, 0].float().norm(dim=1)
+        width = self.all.upper.values.shape[-1]
+        self.residual = torch.zeros(self.edits, width, device=handle.device, requires_grad=True)
+        self.essence: Tensor | None = None  # log-probabilities after "{} is a" in the unchanged model
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def run(self) -> list[Target]:
+        """Search until every edit is done or the steps are used up."""
+        adam = Adam(self.residual, self.settings.learning_rate)
+        found: dict[int, Target] = {}
+        for step in range(1, self.settings.steps + 1):
+            live = [edit for edit in range(self.edits) if edit not in found]
+            last = step == self.settings.steps
+            with torch.set_grad_enabled(not last):
+                loss = self.loss(live, self.drawn(everything=last))
+            for edit, value in zip(live, self.verified(live, loss.detach()), strict=True):
+                if value < self.settings.stop_below or last:
+                    found[edit] = self.target(edit, step, value)
+            if len(found) == self.edits:
+                break
+            [grad] = torch.autograd.grad(loss.sum(), self.residual)
+            adam.step(grad)
+            self.clamp()
+        return [found[edit] for edit in range(self.edits)]
+
+    def drawn(self, *, everything: bool) -> list[int]:
+        """Numbers of the contexts for a step."""
+        contexts, wanted = self.per_edit - 1, self.settings.contexts_per_step
+        if everything or not wanted or wanted >= contexts:
+            return [*range(contexts)]
+        others = torch.randperm(contexts - 1, generator=self.generator)[: wanted - 1] + 1
+        return [0, *sorted(others.tolist())]
+
+    def loss(self, live: Sequence[int], contexts: Sequence[int]) -> Float[Tensor, " live"]:
+        """What each live edit is searched by, over these contexts."""
+        self.select(live, contexts)
+        hidden = self.batch.upper.run(self.change(live, len(contexts) + 1))
+        nll = self.batch.reads.nll(self.handle, hidden).unflatten(0, (len(live), -1))[:, :-1].mean(1)
+        decay = self.residual[live].norm(dim=1) / self.norms[live].square()
+        return nll + self.settings.kl_weight * self.drift(live, hidden) + self.settings.weight_decay * decay
+
+    def select(self, live: Sequence[int], contexts: Sequence[int]) -> None:
+        """Have exactly the rows of these edits and contexts in `batch`."""
+        wanted = [edit * self.per_edit + place for edit in live for place in (*contexts, self.per_edit - 1)]
+        if wanted == [*self.batch.rows]:
+            return
+        if len(wanted) == len(self.flat):
+            self.batch = self.all
+            return
+        upper = self.all.upper.rows(torch.tensor(wanted, device=self.handle.device))
+        self.batch = _Batch(wanted, upper, reads_of([self.flat[row] for row in wanted], self.handle.device))
+
+    def change(self, live: Sequence[int], rows: int) -> Float[Tensor, "rows length d_out"]:
+        """The residuals at the subject's last token, where every suffix begins."""
+        first = self.residual[live].repeat_interleave(rows, 0)[:, None]
+        return zero_pad(first, (0, 0, 0, self.batch.upper.ids.shape[1] - 1))
+
+    def drift(self, live: Sequence[int], hidden: Tensor) -> Float[Tensor, " live"]:
+        """KL(before ‖ after) of the next token after "{} is a", nats."""
+        rows = [number for number, row in enumerate(self.batch.rows) if row % self.per_edit == self.per_edit - 1]
+        places = [len(self.flat[self.batch.rows[row]].suffix) - 1 for row in rows]
+        after = unembed(self.handle, hidden[rows, places]).log_softmax(-1)
+        if self.essence is None:  # the first step, where the residual is zero
+            self.essence = after.detach()
+        before = self.essence[live]
+        return (before.exp() * (before - after)).sum(-1)
+
+    @torch.no_grad()
+    def verified(self, live: Sequence[int], loss: Tensor) -> list[float]:
+        """The losses, those of edits that seem done taken over all contexts."""
+        if not torch.isfinite(loss).all():
+            raise SolveError("the loss of the value search is not finite; load the model in float32")
+        done = [edit for edit, value in zip(live, loss.tolist(), strict=True) if value < self.settings.stop_below]
+        whole = len(self.batch.rows) == len(live) * self.per_edit
+        checked = dict(zip(done, self.loss(done, self.drawn(everything=True)).tolist(), strict=True)) if done and not whole else {}
+        return [checked.get(edit, value) for edit, value in zip(live, loss.tolist(), strict=True)]
+
+    @torch.no_grad()
+    def clamp(self) -> None:
+        norms = self.residual.norm(dim=1)
+        self.residual.mul_((self.settings.clamp * self.norms / norms).clamp(max=1)[:, None])
+
+    def target(self, edit: int, steps: int, loss: float) -> Target:
+        residual = self.residual[edit].detach().clone()
+        notes = {"steps": steps, "loss": loss, "relative_norm": float(residual.norm() / self.norms[edit])}
+        return Target(self.keys[edit], residual, notes)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Batch:
+    """Some of a search's rows, by number, and what running them needs."""
+
+    rows: Sequence[int]
+    upper: Upper
+    reads: Reads
+
+
+def one_after_another(
+    handle: ModelHandle,
+    edits: Sequence[Edit],
+    layer: int,
+    search: TargetSearch,
+    contexts: Contexts,
+    *,
+    solve: Solve,
+    seed: int,
+    progress: Progress | None = None,
+) -> tuple[LowRankDelta, list[dict[str, Any]]]:
+    """Edit `mlp_out` of one layer, each edit on top of those before it; gives the sum and notes on each edit.
+
+    Raises SolveError, which names the subject, where `solve` finds no trustworthy update.
+    """
+    if not edits:
+        raise ValueError("no edits; give at least one")
+    name = handle.weight_name("mlp_out", layer)
+    before = contexts.before(handle, seed)
+    factors: list[tuple[Tensor, Tensor]] = []
+    notes = []
+    with ExitStack() as stack:
+        for number, edit in enumerate(edits):
+            if progress:
+                progress("searching values", number, len(edits))
+            try:
+                [target] = find_targets(handle, [edit], layer, before, search, seed=seed)
+                left, right = solve(target.key.cpu()[:, None], target.residual.cpu()[:, None])
+            except SolveError as error:
+                raise SolveError(f"cannot edit {edit.fact.subject!r} at layer {layer}: {error}") from None
+            factors.append((left.float(), right.float()))
+            notes.append(target.notes)
+            if number + 1 < len(edits):
+                stack.enter_context(handle.patched(WeightPatch({name: LowRankDelta(*factors[-1])})))
+    if progress:
+        progress("searching values", len(edits), len(edits))
+    left, right = zip(*factors, strict=True)
+    return LowRankDelta(torch.cat(left, 1), torch.cat(right, 0)), notes

@@ -1,0 +1,214 @@
+"""Drives all probes at once: their questions are batched round by round and put to the unchanged and the changed model.
+
+A question is asked once: of one round, of all probes, of the records that share it, and of an earlier run whose store
+is given. Between rounds the patches are off, so that probes ask the unchanged model for key words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+from editkit.attribute import WordScore
+from editkit.attribute.occlusion import occlude
+from editkit.facts import Record
+from editkit.handle import ModelHandle
+from editkit.patch import Patch
+from editkit.scoring import Ask, Told, tell_in_parts
+from probes.kinds import PROBES, Attribution, Context, Rounds
+from probes.verdict import Answer, Case, Reply, Verdict
+
+Progress = Callable[[int, int], None]
+"""(questions in all as far as is known, questions done)."""
+
+
+class Key(NamedTuple):
+    """What a reply belongs to: `ModelHandle.state`, the prompt, and whether the model was let speak."""
+
+    state: str
+    prompt: str
+    generate: bool = True
+
+
+class ReplyStore(Protocol):
+    """Keeps replies. `put` is called as soon as a batch is answered; a key's later reply holds all of its earlier one."""
+
+    def get(self, key: Key) -> Reply | None: ...
+
+    def put(self, replies: Sequence[tuple[Key, Reply]]) -> None: ...
+
+
+@dataclass(slots=True)
+class MemoryStore:
+    """Keeps replies for as long as it lives."""
+
+    replies: dict[Key, Reply] = field(default_factory=dict)
+
+    def get(self, key: Key) -> Reply | None:
+        return self.replies.get(key)
+
+    def put(self, replies: Sequence[tuple[Key, Reply]]) -> None:
+        self.replies.update(replies)
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A probe by name, the record it asks about, and the patches that make the changed model."""
+
+    probe: str
+    record: Record
+    patches: tuple[Patch, ...] = ()
+
+
+def run_probes(
+    handle: ModelHandle,
+    patches: Sequence[Patch],
+    jobs: Sequence[Job],
+    *,
+    seed: int = 0,
+    store: ReplyStore | None = None,
+    attribution: Attribution | None = None,
+    progress: Progress | None = None,
+) -> list[Verdict]:
+    """The verdicts of all jobs, in their order, with `patches` on below the jobs' own.
+
+    The handle as given is the unchanged model. See `run_jobs`.
+    """
+    stacked = [Job(job.probe, job.record, (*patches, *job.patches)) for job in jobs]
+    verdicts = run_jobs(handle, stacked, seed=seed, store=store, attribution=attribution, progress=progress)
+    return [verdict for of_job in verdicts for verdict in of_job]
+
+
+def run_jobs(
+    handle: ModelHandle,
+    jobs: Sequence[Job],
+    *,
+    seed: int = 0,
+    store: ReplyStore | None = None,
+    attribution: Attribution | None = None,
+    progress: Progress | None = None,
+) -> list[list[Verdict]]:
+    """The verdicts of each job. All jobs go round by round together: one batch for the unchanged model, then one for
+    each distinct tuple of patches, which are put on once a round.
+
+    `attribution` finds key words; by default it is occlusion on the unchanged model, asked through the store. Raises
+    UnknownName for a probe that is not there and PromptTooLong for a question that the model's context cannot hold.
+    """
+    asker = _Asker(handle, store if store is not None else MemoryStore(), progress)
+    context = Context(seed, attribution or asker.occlusion)
+    running = [_Running(job, PROBES[job.probe](job.record, context)) for job in jobs]
+    for each in running:
+        each.advance(None)
+    while waiting := [each for each in running if each.verdicts is None]:
+        _one_round(asker, waiting)
+    return [each.verdicts or [] for each in running]
+
+
+@dataclass(slots=True)
+class _Running:
+    """A job under way: the questions of its present round, or its verdicts."""
+
+    job: Job
+    rounds: Rounds
+    cases: list[Case] = field(default_factory=list)
+    verdicts: list[Verdict] | None = None
+
+    def advance(self, answers: list[Answer] | None) -> None:
+        try:
+            self.cases = next(self.rounds) if answers is None else self.rounds.send(answers)
+        except StopIteration as done:
+            self.cases, self.verdicts = [], done.value
+
+
+def _one_round(asker: _Asker, waiting: Sequence[_Running]) -> None:
+    """Ask before and after, then let every probe go on, with all patches off."""
+    arms: dict[tuple[int, ...], list[_Running]] = {}
+    for each in waiting:
+        arms.setdefault(tuple(id(patch) for patch in each.job.patches), []).append(each)
+    base = [case for each in waiting for case in each.cases]
+    changed = [[case for each in arm for case in each.cases if not case.base_only] for arm in arms.values()]
+    asker.expect(sum(len({case.prompt for case in cases}) for cases in (base, *changed)))
+    befores = iter(asker.ask(base))
+    answers: dict[int, list[Answer]] = {}
+    pairs = {id(each): [(case, next(befores)) for case in each.cases] for each in waiting}
+    for members, cases in zip(arms.values(), changed, strict=True):
+        with asker.handle.patched(*members[0].job.patches):
+            afters = iter(asker.ask(cases))
+        for each in members:
+            answers[id(each)] = [Answer(old, old if case.base_only else next(afters)) for case, old in pairs[id(each)]]
+    for each in waiting:
+        each.advance(answers[id(each)])
+
+
+@dataclass(slots=True)
+class _Asker:
+    """Puts questions to the handle as it is, through the store."""
+
+    handle: ModelHandle
+    store: ReplyStore
+    progress: Progress | None = None
+    total: int = 0
+    done: int = 0
+
+    def ask(self, cases: Sequence[Case]) -> list[Reply]:
+        """One reply a case, with the scores of the case's own targets; cases of the same prompt are asked as one."""
+        wanted: dict[str, dict[str, None]] = {}
+        for case in cases:
+            wanted.setdefault(case.prompt, {}).update(dict.fromkeys(case.targets))
+        replies = self._replies(wanted, generate=True)
+        return [_of_targets(replies[case.prompt], case.targets) for case in cases]
+
+    def occlusion(self, prompt: str, answer: str) -> tuple[WordScore, ...]:
+        """What each word of the prompt adds to the answer; see editkit/attribute/occlusion.py."""
+
+        def mean_logprob(prompts: Sequence[str], target: str) -> list[float]:
+            self.expect(len(set(prompts)))
+            replies = self._replies({each: {target: None} for each in prompts}, generate=False)
+            return [replies[each].logprob[target] for each in prompts]
+
+        return occlude(prompt, answer, mean_logprob)
+
+    def expect(self, more: int) -> None:
+        """Say that so many more questions are to come."""
+        self.total += more
+
+    def _replies(self, wanted: Mapping[str, Iterable[str]], *, generate: bool) -> dict[str, Reply]:
+        """The reply to each prompt with at least the wanted targets: from the store, else from the model."""
+        state = self.handle.state
+        replies: dict[str, Reply] = {}
+        asks: list[Ask] = []
+        for prompt, targets in wanted.items():
+            kept = self.store.get(Key(state, prompt, generate))
+            missing = tuple(targets if kept is None else (each for each in targets if each not in kept.logprob))
+            if kept is not None:
+                replies[prompt] = kept
+            if kept is None or missing:
+                asks.append(Ask(prompt, missing, generate and kept is None))
+        self._advance(len(wanted) - len(asks))
+        for places, told in tell_in_parts(self.handle, asks):
+            prompts = [asks[place].prompt for place in places]
+            fresh = {prompt: _merged(replies.get(prompt), each) for prompt, each in zip(prompts, told, strict=True)}
+            self.store.put([(Key(state, prompt, generate), reply) for prompt, reply in fresh.items()])
+            replies |= fresh
+            self._advance(len(fresh))
+        return replies
+
+    def _advance(self, more: int) -> None:
+        self.done += more
+        if self.progress is not None and more:
+            self.progress(self.total, self.done)
+
+
+def _merged(kept: Reply | None, told: Told) -> Reply:
+    """What was known of a reply and what the model now said."""
+    logprob = {target: score.mean for target, score in told.targets.items()}
+    argmax = {target: score.argmax for target, score in told.targets.items()}
+    if kept is None:
+        return Reply(told.text, logprob, argmax)
+    return Reply(kept.text, kept.logprob | logprob, kept.argmax | argmax)
+
+
+def _of_targets(reply: Reply, targets: Iterable[str]) -> Reply:
+    wanted = tuple(targets)
+    return Reply(reply.text, {t: reply.logprob[t] for t in wanted}, {t: reply.argmax[t] for t in wanted})

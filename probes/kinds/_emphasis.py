@@ -1,0 +1,75 @@
+"""Wordings that stress words of a prompt. Each ends with the prompt itself, so that the answer comes next.
+
+Given no words, a wording is its bare template: everything that it says but the words themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+
+from editkit.attribute import Word
+
+# Words that carry nothing, for a control where the prompt has too few words that are not key words.
+NEUTRAL = (
+    "table",
+    "letter",
+    "often",
+    "window",
+    "seven",
+    "music",
+    "paper",
+    "green",
+    "morning",
+    "chair",
+    "softly",
+    "basket",
+)
+
+
+def _listed(words: Sequence[Word], *, times: int = 1) -> str:
+    """A colon and the words, each word once, the list as many times as asked for; nothing for no words."""
+    once = ", ".join(dict.fromkeys(word.text for word in words))
+    return ": " + "; ".join([once] * times) if once else ""
+
+
+def _marked(prompt: str, words: Sequence[Word], mark: Callable[[str], str]) -> str:
+    """The prompt with the words changed where they stand; words that stand nowhere in it are left out."""
+    for word in sorted(words, key=lambda each: each.start, reverse=True):
+        if word.stop > word.start:
+            piece = prompt[word.start : word.stop].replace(word.text, mark(word.text), 1)
+            prompt = prompt[: word.start] + piece + prompt[word.stop :]
+    return prompt
+
+
+def leading(prompt: str, words: Sequence[Word]) -> str:
+    return f"Pay close attention to these words{_listed(words)}.\n{prompt}"
+
+
+def reminder(prompt: str, words: Sequence[Word]) -> str:
+    return f"{prompt} ...\nReminder: mind the words that matter{_listed(words)}.\n{prompt}"
+
+
+def repeated(prompt: str, words: Sequence[Word]) -> str:
+    return f"Think hard about this{_listed(words, times=3)}.\n{prompt}"
+
+
+def capitals(prompt: str, words: Sequence[Word]) -> str:
+    return f"Mind the words in capital letters. {_marked(prompt, words, str.upper)}"
+
+
+def _quoted(text: str) -> str:
+    return f'"{text}"'
+
+
+def quotes(prompt: str, words: Sequence[Word]) -> str:
+    return f"Mind the words in quotation marks. {_marked(prompt, words, _quoted)}"
+
+
+def summary(prompt: str, words: Sequence[Word]) -> str:
+    return f"{prompt} ...\nIn short{_listed(words).replace(',', '')}.\n{prompt}"
+
+
+WORDINGS: Mapping[str, Callable[[str, Sequence[Word]], str]] = MappingProxyType(
+    {each.__name__: each for each in (leading, reminder, repeated, capitals, quotes, summary)}
+)

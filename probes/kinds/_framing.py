@@ -1,0 +1,20 @@
+"""How a question is put so that a base model and a chat model both go on with the answer."""
+
+from __future__ import annotations
+
+from editkit.facts import fill
+
+# Of seventeen frames the one after which SmolLM2-135M-Instruct names most capitals that it knows: 76 % of 40 capitals x 4
+# questions ("The answer is" after "Question: …\nAnswer:" 68 %, its own chat template 66 %, "Short answer:" 59 %,
+# "Question: …\nAnswer:" 41 %, "Q: …\nA:" 35 %, the bare question 0 %).
+QUESTION_FRAME = "User: {}\nAssistant:"
+QUESTION_MARKS = ("?", "？", "؟")
+
+
+def is_question(text: str) -> bool:
+    return text.rstrip().endswith(QUESTION_MARKS)
+
+
+def framed(text: str) -> str:
+    """A question in its frame; a text that is to be continued as it is."""
+    return fill(QUESTION_FRAME, text) if is_question(text) else text

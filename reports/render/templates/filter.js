@@ -1,0 +1,44 @@
+"use strict";
+// A filter box and, for some columns, a choice over each filterable table. Without this the whole table is there.
+for (const box of document.querySelectorAll(".filterable")) {
+  const rows = [...box.querySelectorAll("tbody tr")];
+  const heads = [...box.querySelectorAll("thead th")].map((head) => head.textContent);
+  const texts = rows.map((row) => row.textContent.toLowerCase());
+  const bar = document.createElement("div");
+  bar.className = "filter";
+  bar.setAttribute("role", "search");
+
+  const labelled = (text, control) => {
+    const label = document.createElement("label");
+    label.append(text, control);
+    bar.append(label);
+    return control;
+  };
+  const search = labelled("Find", document.createElement("input"));
+  search.type = "search";
+
+  const choices = box.dataset.choices.split(",").filter(Boolean).map(Number).map((column) => {
+    const select = labelled(heads[column], document.createElement("select"));
+    const values = new Set(rows.map((row) => row.cells[column].textContent));
+    select.append(new Option("all", ""));
+    for (const value of [...values].sort()) select.append(new Option(value, value));
+    return { column, select };
+  });
+  const told = document.createElement("output");
+  bar.append(told);
+  box.prepend(bar);
+
+  const apply = () => {
+    const wanted = search.value.toLowerCase();
+    let shown = 0;
+    rows.forEach((row, i) => {
+      const fits = texts[i].includes(wanted)
+        && choices.every(({ column, select }) => !select.value || row.cells[column].textContent === select.value);
+      row.hidden = !fits;
+      shown += fits;
+    });
+    told.textContent = `${shown} of ${rows.length} rows`;
+  };
+  bar.addEventListener("input", apply);
+  apply();
+}

@@ -1,0 +1,75 @@
+"""Does the change carry to what follows from it, and which questions could not be counted."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from probes.verdict import Verdict
+from reports.document import Block, Exchanges, Section, Table, Text
+from reports.record import Audit, Figure
+from reports.sections import SECTIONS
+from reports.sections._charts import intervals, points_of
+from reports.sections._figures import HEADLINE, arms, data_of, figure_table, overall, reads_only
+from reports.sections._verdicts import broke, changed_fact, exchange, facts_by_id, telling
+from reports.wording import arm_title, metric_title, plural, variant_title
+
+PROBE = "multi_hop"
+
+
+@SECTIONS.register("multi_hop")
+def section(audit: Audit) -> Section | None:
+    asked = _asked(audit)
+    if not asked:
+        return None
+    whole = overall(audit, reads_only(PROBE))
+    blocks: list[Block] = [Text(_INTRODUCTION), *_chart(whole), _premises(audit), *_examples(audit)]
+    return Section("multi_hop", "Related questions", 40, tuple(blocks), {"figures": data_of(whole)})
+
+
+def _asked(audit: Audit) -> list[Verdict]:
+    return [item.verdict for item in audit.judged if item.verdict.case.probe == PROBE]
+
+
+def _chart(whole: list[Figure]) -> list[Block]:
+    if not whole:
+        return []
+    table = figure_table("Questions that need the changed fact", whole)
+    drawn = [f for f in whole if f.row.metric == HEADLINE.get((f.task, PROBE))]
+    rows = [metric_title(f.row.metric) for f in drawn]
+    chart = intervals(
+        "Related questions", points_of(drawn, rows), "share", "Edits should carry; leaks should not.", table
+    )
+    return [chart or table]
+
+
+def _premises(audit: Audit) -> Table:
+    """How many questions counted, how many did not, and why."""
+    rows = []
+    for operator, _, arm in arms(audit):
+        cell = [i.verdict for i in audit.judged if (i.operator, i.arm) == (operator, arm)]
+        own = [verdict for verdict in cell if verdict.case.probe == PROBE]
+        if own:
+            out = [verdict for verdict in own if not verdict.applies]
+            reasons = Counter(verdict.note or "no reason given" for verdict in out).most_common(4)
+            why = "; ".join(f"{reason}: {n}" for reason, n in reasons) or "–"
+            rows.append((arm_title(operator, arm), str(len(own)), str(len(own) - len(out)), str(len(out)), why))
+    columns = ("Change", "Asked", "Counted", "Did not apply", "Why")
+    note = "A question counts if the unchanged model could answer its steps one by one."
+    return Table("Premises", columns, tuple(rows), numeric=(1, 2, 3), quoted=(4,), note=note)
+
+
+def _examples(audit: Audit) -> list[Block]:
+    facts = facts_by_id(audit)
+    shown = []
+    for operator, _, arm in arms(audit):
+        own = [i.verdict for i in audit.judged if (i.operator, i.arm, i.verdict.case.probe) == (operator, arm, PROBE)]
+        for verdict in telling(v for v in own if broke(v))[:1]:
+            text = f"{changed_fact(verdict, facts)} Question: {variant_title(verdict.case.variant)}."
+            shown.append(exchange(verdict, arm_title(operator, arm), text))
+    return [Exchanges(tuple(shown))] if shown else [Text(f"None of {plural(len(_asked(audit)), 'question')} broke it.")]
+
+
+_INTRODUCTION = (
+    "Questions whose answer needs the changed fact: what follows from an edit must change with it, and what was "
+    "forgotten must not be reached by a way around."
+)

@@ -1,0 +1,179 @@
+"""What was changed in which model, does it hold, and the worst ways in which it breaks."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from probes.estimate import Ruling
+from reports.document import Banner, Block, Cards, Details, Exchanges, Heading, Section, Table, Text
+from reports.record import Audit, Claim
+from reports.sections import SECTIONS
+from reports.sections._figures import arms, interval_note, level_of
+from reports.sections._verdicts import Way, facts_by_id, shown, worst
+from reports.wording import (
+    TONES,
+    arm_title,
+    counted,
+    demand,
+    level_text,
+    metric_title,
+    number,
+    plural,
+    probe_title,
+    ruling_text,
+    told,
+)
+
+_VERDICTS = {
+    Ruling.HOLDS: "It holds",
+    Ruling.FAILS: "It does not hold",
+    Ruling.UNDECIDED: "Not enough evidence",
+}
+
+
+@SECTIONS.register("summary")
+def section(audit: Audit) -> Section:
+    ways = worst(audit)
+    blocks: list[Block] = [
+        Banner(_VERDICTS[audit.ruling()], _sentence(audit), TONES[audit.ruling()]),
+        Cards(tuple(_card(audit, operator, arm) for operator, _, arm in arms(audit))),
+        *_claims(audit),
+        *_worst(audit, ways),
+        *_facts(audit),
+    ]
+    return Section("summary", "Does it hold?", 0, tuple(blocks), _data(audit, ways))
+
+
+def _sentence(audit: Audit) -> str:
+    if not audit.changes and not audit.judged:
+        return "Nothing was changed and nothing was asked, so there is nothing to say."
+    model = audit.model.get("name") or "an unnamed model"
+    rulings = Counter(claim.ruling for claim in audit.claims)
+    said = [
+        f"{plural(n, 'claim holds', 'claims hold')}" if (n := rulings[Ruling.HOLDS]) else "no claim holds",
+        f"{plural(rulings[Ruling.FAILS], 'does', 'do')} not hold",
+        f"for {rulings[Ruling.UNDECIDED]} there is not enough evidence",
+    ]
+    claims = (
+        f"{plural(len(audit.claims), 'claim')} tested: {', '.join(said)}." if audit.claims else "No claim was made."
+    )
+    asked = counted(len(audit.judged), len({item.verdict.case.group for item in audit.judged}))
+    return f"{_changed(audit)} in {model}, then asked {asked} before and after. {claims}"
+
+
+def _changed(audit: Audit) -> str:
+    """ "8 facts edited (rome), 8 facts to be forgotten (npo)"."""
+    done = {"edit": "edited", "unlearn": "told to forget"}
+    parts = []
+    for task, word in done.items():
+        changes = [change for change in audit.changes if change.task == task]
+        if changes:
+            operators = ", ".join(dict.fromkeys(change.operator for change in changes))
+            facts = {fact for change in changes for fact in change.facts}
+            parts.append(f"{plural(len(facts), 'fact')} {word} ({operators})")
+    return " and ".join(parts) or "Changes were made"
+
+
+def _card(audit: Audit, operator: str, arm: str) -> tuple[str, str, str]:
+    claims = [claim for claim in audit.claims if (claim.operator, claim.arm) == (operator, arm)]
+    rulings = Counter(claim.ruling for claim in claims)
+    if not claims:
+        return (arm_title(operator, arm), "no claim made", "plain")
+    worst_ruling = next(r for r in (Ruling.FAILS, Ruling.UNDECIDED, Ruling.HOLDS) if rulings[r])
+    return (arm_title(operator, arm), f"{rulings[Ruling.HOLDS]} of {len(claims)} claims hold", TONES[worst_ruling])
+
+
+def _claims(audit: Audit) -> list[Block]:
+    if not audit.claims:
+        return [Text("No claim was made, so there is no verdict.", "open")]
+    rows = tuple(
+        (
+            arm_title(claim.operator, claim.arm),
+            metric_title(claim.metric),
+            demand(claim.at_least, claim.at_most),
+            told(claim.estimate),
+            ruling_text(claim.ruling, claim.needed),
+        )
+        for claim in audit.claims
+    )
+    tones = tuple(TONES[claim.ruling] for claim in audit.claims)
+    columns = ("Change", "Claim", "Demand", "Measured after the change", "Verdict")
+    note = (
+        f"{interval_note(audit)} A claim holds if its whole interval meets the demand, and does not if its whole "
+        "interval misses it; in between there is not enough evidence."
+    )
+    return [Table("The claims and what the evidence says", columns, rows, (), tones, (3,), verdict=4, note=note)]
+
+
+def _worst(audit: Audit, ways: list[Way]) -> list[Block]:
+    title = {1: "The worst way in which it breaks"}.get(len(ways), f"The {_WORDS[len(ways)]} worst ways it breaks")
+    if ways:
+        facts = facts_by_id(audit)
+        return [Heading(title, 3), Exchanges(tuple(shown(way, facts) for way in ways))]
+    if not audit.judged:
+        return []
+    return [Text("No way to break it was found by the questions that were asked.", "good")]
+
+
+_WORDS = ("", "", "two", "three")
+
+
+def _facts(audit: Audit) -> list[Block]:
+    if not audit.facts:
+        return []
+    rows = tuple(
+        (
+            fact.subject,
+            fact.relation.replace("_", " "),
+            fact.object,
+            fact.target_new if fact.target_new is not None else "(to be forgotten)",
+            fact.prompt,
+            number(fact.popularity) if fact.popularity is not None and fact.popularity < 10 else _big(fact.popularity),
+            fact.stratum or "–",
+        )
+        for fact in audit.facts
+    )
+    columns = ("Subject", "Relation", "Before", "After", "Prompt", "Popularity", "Stratum")
+    unit = str(audit.environment.get("popularity") or "")
+    table = Table("Facts that were changed", columns, rows, numeric=(5,), quoted=(0, 2, 3, 4), note=unit)
+    return [Details(f"The {plural(len(audit.facts), 'fact')} that were changed", (table,))]
+
+
+def _big(popularity: float | None) -> str:
+    return "not known" if popularity is None else f"{popularity:,.0f}"
+
+
+def _data(audit: Audit, ways: list[Way]) -> dict[str, object]:
+    facts = facts_by_id(audit)
+    return {
+        "ruling": audit.ruling().value,
+        "level": level_text(level_of(audit)),
+        "claims": [_claim_data(claim) for claim in audit.claims],
+        "worst": [
+            {
+                "operator": way.operator,
+                "arm": way.arm,
+                "probe": way.probe,
+                "asked": probe_title(way.probe),
+                "broken": told(way.share),
+                "prompt": example.prompt,
+                "before": example.before,
+                "after": example.after,
+                "class_before": example.class_before,
+                "class_after": example.class_after,
+            }
+            for way in ways
+            for example in [shown(way, facts)]
+        ],
+    }
+
+
+def _claim_data(claim: Claim) -> dict[str, str]:
+    return {
+        "operator": claim.operator,
+        "arm": claim.arm,
+        "metric": claim.metric,
+        "demand": demand(claim.at_least, claim.at_most),
+        "measured": told(claim.estimate),
+        "verdict": ruling_text(claim.ruling, claim.needed),
+    }
