@@ -6,6 +6,7 @@ never to [batch, length, vocabulary]. (`editkit.scoring` answers questions; this
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -129,9 +130,9 @@ def read_all(handle: ModelHandle, examples: Sequence[Encoded]) -> Answers:
     return Answers(total, torch.tensor([e.tokens for e in examples], device=handle.device), argmax)
 
 
-def share(answers: Answers) -> float | None:
-    """Share of examples whose completion the model would give; None for no examples."""
-    return float(answers.argmax.float().mean()) if len(answers.argmax) else None
+def share(answers: Answers) -> float:
+    """Share of examples whose completion the model would give, 0 to 1; NaN for no examples."""
+    return float(answers.argmax.float().mean()) if len(answers.argmax) else math.nan
 
 
 def gradient_attention(handle: ModelHandle) -> AbstractContextManager[None]:

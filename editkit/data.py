@@ -12,6 +12,7 @@ import difflib
 import tomllib
 from collections.abc import Container, Iterable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +113,8 @@ class FactBase:
         )
         if target is None:
             raise DataError(
-                f"no target_new for {entry.id!r}: relation {entry.relation!r} has no other object that would do; give one"
+                f"no target_new for {entry.id!r}: relation {entry.relation!r} has no other object that would do; "
+                "give one"
             )
         change = held_out.Change(entry, target)
         return EditRecord(entry.id, Edit(entry.fact, target), self._held_out(change, seed, known))
@@ -245,8 +247,14 @@ def load(name_or_path: str | Path = DEFAULT) -> FactBase:
     if not str(name_or_path).strip() or path.name != str(name_or_path) or not (folder / "card.toml").is_file():
         there = sorted(each.parent.name for each in data_folder().glob("*/card.toml"))
         raise DataError(
-            f"no data set or file {str(name_or_path)!r}; there is {', '.join(there)}, or give a .jsonl, .json or .csv file"
+            f"no data set or file {str(name_or_path)!r}; there is {', '.join(there)}, "
+            "or give a .jsonl, .json or .csv file"
         )
+    return _from_folder(folder)
+
+
+@lru_cache(maxsize=4)
+def _from_folder(folder: Path) -> FactBase:
     card = check_card(folder)
     table = READERS[card.reader](folder)
     return FactBase(card.name, card, table.entries, table)

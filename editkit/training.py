@@ -54,9 +54,9 @@ class Schedule:
 class Stopping:
     """When to stop before the steps are used up.
 
-    `forget`: at most this share of forget examples is still answered (0 to 1; None: never) – forgotten. `floor`: less
-    than this share of the watched examples that were answered at the start still is – collapsed. Watched are a share `watch` of
-    the retain examples (whole answers, all their wordings), which are kept out of training for it.
+    `forget`: at most this share of forget examples is still answered (0 to 1; None: never): forgotten. `floor`: less
+    than this share of the watched examples that were answered at the start still is: collapsed. Watched are a share
+    `watch` of the retain examples (whole answers, all their wordings), which are kept out of training for it.
     """
 
     forget: float | None = 0.0
@@ -70,13 +70,14 @@ class Stopping:
 
 @dataclass(frozen=True, slots=True)
 class TrainStep:
-    """How far a run is: shares of forget and of watched retain examples that are answered, and the last step's loss."""
+    """How far a run is: shares of forget and of watched retain examples that are answered (NaN where there are none),
+    and the loss before the last step (NaN at the start)."""
 
     step: int
     steps: int
-    forget: float | None
-    retain: float | None
-    loss: float | None = None
+    forget: float
+    retain: float
+    loss: float = math.nan
 
 
 Progress = Callable[[TrainStep], None]
@@ -189,7 +190,7 @@ class _Loop:
     def run(self, progress: Progress | None) -> list[TrainStep]:
         """Train until a rule stops it; gives what was watched."""
         history: list[TrainStep] = []
-        loss, steps = None, self.schedule.steps
+        loss, steps = math.nan, self.schedule.steps
         for step in range(steps + 1):
             if step % self.schedule.check_every == 0 or step == steps:
                 history.append(self.look(step, loss))
@@ -200,7 +201,7 @@ class _Loop:
             loss = self.move(step)
         return history
 
-    def look(self, step: int, loss: float | None) -> TrainStep:
+    def look(self, step: int, loss: float) -> TrainStep:
         """A cheap forward pass over what is watched."""
         forget, watch = (read_all(self.handle, part) for part in (self.objective.forget, self.objective.watch))
         return TrainStep(step, self.schedule.steps, share(forget), share(watch), loss)
@@ -257,22 +258,22 @@ def _backward(handle: ModelHandle, term: Term, rows: Sequence[int]) -> float:
 def reason_to_stop(history: Sequence[TrainStep], stopping: Stopping) -> str | None:
     """Why the run is over after what was watched so far; None while it goes on. Collapse counts before success."""
     first, last = history[0], history[-1]
-    if first.retain and last.retain is not None and last.retain < stopping.floor * first.retain:
+    if last.retain < stopping.floor * first.retain:
         return "utility floor"
-    if stopping.forget is not None and last.forget is not None and last.forget <= stopping.forget:
+    if stopping.forget is not None and last.forget <= stopping.forget:
         return "threshold reached" if last.step else "nothing to forget"
     return None
 
 
 def _notes(history: Sequence[TrainStep], stopping: Stopping, moved: int) -> dict[str, Any]:
     first, last = history[0], history[-1]
-    return {
-        "stopped": reason_to_stop(history, stopping) or "steps exhausted",
-        "steps": last.step,
+    numbers = {
         "forget_before": first.forget,
         "forget_after": last.forget,
         "watched_before": first.retain,
         "watched_after": last.retain,
         "loss": last.loss,
-        "parameters": moved,
     }
+    known = {name: None if math.isnan(value) else value for name, value in numbers.items()}  # JSON has no NaN
+    stopped = reason_to_stop(history, stopping) or "steps exhausted"
+    return {"stopped": stopped, "steps": last.step, **known, "parameters": moved}

@@ -32,7 +32,7 @@ class Key(NamedTuple):
 
 
 class ReplyStore(Protocol):
-    """Keeps replies. `put` is called as soon as a batch is answered; a key's later reply holds all of its earlier one."""
+    """Keeps replies. `put` is called as soon as a batch is answered; a later reply of a key holds the earlier."""
 
     def get(self, key: Key) -> Reply | None: ...
 

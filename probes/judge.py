@@ -21,12 +21,16 @@ BABBLE = 12  # letters from which a single word is looked into for repetition
 KNIFE_EDGE = 1e-4  # nats; another batch shape may move a mean log-probability by some 1e-6
 UNSPACED = "\u2e80"  # scripts written without spaces begin about here: names are looked for inside words
 # Names (of chemical elements, say) that are common words in lower case: only their own spelling counts.
-AMBIGUOUS = frozenset("a am an as at be by do go he i if in is it la me my no of on or so to up us we".split())
+AMBIGUOUS = frozenset(
+    ["a", "am", "an", "as", "at", "be", "by", "do", "go", "he", "i", "if", "in", "is", "it", "la", "me", "my", "no",
+     "of", "on", "or", "so", "to", "up", "us", "we"]
+)  # fmt: skip
 ABBREVIATED = r"(?<!\b\w)(?<!\bst)(?<!\bmt)(?<!\bft)(?<!\bdr)(?<!\bmr)(?<!\bms)(?<!\bmrs)(?<!\bjr)(?<!\bno)"
 SENTENCE_END = re.compile(rf"{ABBREVIATED}\.(?=\s|$)|[!?](?=\W|$)|[。！？\n]", re.IGNORECASE)
 FILLERS = frozenset(
-    "yes|sure|of course|certainly|ok|okay|well|hello|hi|answer|the answer|good question|great question".split("|")
-)
+    ["yes", "sure", "of course", "certainly", "ok", "okay", "well", "hello", "hi", "answer", "the answer",
+     "good question", "great question"]
+)  # fmt: skip
 DISMISSALS = tuple(
     tuple(phrase.split())
     for phrase in ("not", "isn t", "wasn t", "never", "no longer", "instead of", "rather than", "unlike")
@@ -34,8 +38,9 @@ DISMISSALS = tuple(
 RESUMPTIONS = frozenset(("but", "is", "was", "it"))
 DENIED_AFTER = tuple(tuple(phrase.split()) for phrase in ("is not", "isn t", "was not", "wasn t", "is no longer"))
 REFUSALS = re.compile(
-    r"\b(i (do not|don t|can t|cannot|could not|couldn t) (really |actually )?(know|say|tell|answer|recall|remember|help"
-    r"|provide|find)|(nobody|no one|noone) (really )?knows|not (yet )?known|unknown|i (am|m) (not sure|sorry|unable|unsure)"
+    r"\b(i (do not|don t|can t|cannot|could not|couldn t) (really |actually )?"
+    r"(know|say|tell|answer|recall|remember|help|provide|find)"
+    r"|(nobody|no one|noone) (really )?knows|not (yet )?known|unknown|i (am|m) (not sure|sorry|unable|unsure)"
     r"|i have no (idea|information|knowledge)|(don t|do not) have (any |enough )?(information|knowledge|data)"
     r"|no (information|idea|answer)|as an ai|not (allowed|able) to)\b"
 )
@@ -78,9 +83,8 @@ def repeats_itself(text: str) -> bool:
     """Whether more than 60 % of the words, or of the letter triples of one long word, were said before."""
     words = normalise(text).split()
     long = [word for word in words if len(word) >= BABBLE]
-    return _repeated(words) > REPEATED or any(
-        _repeated([w[i : i + 3] for i in range(len(w) - 2)]) > REPEATED for w in long
-    )
+    triples = ([word[i : i + 3] for i in range(len(word) - 2)] for word in long)
+    return any(_repeated(units) > REPEATED for units in (words, *triples))
 
 
 def _repeated(units: Sequence[str]) -> float:

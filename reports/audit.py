@@ -19,7 +19,7 @@ from editkit.files import write_text
 from editkit.handle import ModelHandle
 from editkit.operators import configured
 from editkit.patch import WeightPatch
-from probes.ask import Job, run_probes
+from probes.ask import Job, run_jobs
 from probes.estimate import Ruling, decide, groups_needed
 from probes.metrics import METRICS, Row, summarise
 from probes.verdict import Verdict
@@ -152,10 +152,11 @@ class Trial:
     def single(self, records: Sequence[EditRecord]) -> None:
         """Each edit by itself: made, asked about, rolled back."""
         self.session.watch.phase(f"{self.part.name}, one at a time", len(records))
+        patches = []
         for record in records:
-            patch = self._edit("single", record)
-            self._ask("single", [patch], [record])
+            patches.append(self._edit("single", record))
             self.session.watch.step(note=record.id)
+        self._ask("single", [((patch,), [record]) for patch, record in zip(patches, records, strict=True)])
 
     def stacked(self, records: Sequence[EditRecord]) -> None:
         """All edits, each made on top of those before; then everything is asked."""
@@ -165,7 +166,7 @@ class Trial:
             with self.session.handle.patched(*patches):
                 patches.append(self._edit("stacked", record))
             self.session.watch.step(note=record.id)
-        self._ask("stacked", patches, records)
+        self._ask("stacked", [(tuple(patches), records)])
 
     def joint(self, records: Sequence[ForgetRecord]) -> None:
         """One request for all facts."""
@@ -185,7 +186,7 @@ class Trial:
             )
 
         patch = self._kept("joint", "all", ids, call)
-        self._ask("joint", [patch], records)
+        self._ask("joint", [((patch,), records)])
 
     def _edit(self, arm: str, record: EditRecord) -> WeightPatch:
         handle, seed = self.session.handle, self.session.spec.seed
@@ -208,19 +209,25 @@ class Trial:
         session.changes.append(change)
         return patch
 
-    def _ask(self, arm: str, patches: Sequence[WeightPatch], records: Sequence[Record]) -> None:
-        session = self.session
-        jobs = [Job(probe, record) for record in records for probe in session.spec.probes]
-        verdicts = run_probes(
+    def _ask(self, arm: str, changed: Sequence[tuple[tuple[WeightPatch, ...], Sequence[Record]]]) -> None:
+        """Put every probe's questions about the records to the model with and without the patches on."""
+        session, watch = self.session, self.session.watch
+        jobs = [
+            Job(probe, record, patches)
+            for patches, records in changed
+            for record in records
+            for probe in session.spec.probes
+        ]
+        watch.phase(f"{self.part.name}, {arm}: asking")
+        verdicts = run_jobs(
             session.handle,
-            patches,
             jobs,
             seed=session.spec.seed,
             store=session.journal,
             max_new_tokens=session.spec.max_new_tokens,
-            attribution=_journaled_attribution(session),
+            progress=watch.at,
         )
-        session.judged += [Judged(self.part.name, self.part.task, arm, verdict) for verdict in verdicts]
+        session.judged += [Judged(self.part.name, self.part.task, arm, v) for of_job in verdicts for v in of_job]
 
 
 # Results --

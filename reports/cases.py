@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from editkit.files import atomic_path
+from probes.verdict import Marks
 from reports.present import encodable
 from reports.record import Audit, Judged
 
@@ -19,11 +20,11 @@ FORMAT = "editkit-cases/1"
 _TEXTS, _FLAG, _NUMBER = pa.list_(pa.string()), pa.bool_(), pa.float64()
 SCHEMA = pa.schema(
     [
-        *((name, pa.string()) for name in ("operator", "task", "arm", "probe", "variant", "fact", "relation", "stratum")),
-        *((name, pa.string()) for name in ("expect", "prompt")),
+        *((name, pa.string()) for name in ("operator", "task", "arm", "probe", "variant", "fact", "relation")),
+        *((name, pa.string()) for name in ("stratum", "expect", "prompt")),
         *((name, _TEXTS) for name in ("old", "new", "contrast")),
         *((name, pa.string()) for name in ("text_before", "text_after", "class_before", "class_after")),
-        *((f"{protocol}_{side}", _FLAG) for side in ("before", "after") for protocol in ("contrast", "argmax", "generation")),
+        *((f"{protocol}_{side}", _FLAG) for side in ("before", "after") for protocol in Marks._fields),
         *((name, _NUMBER) for name in ("margin_before", "margin_after")),
         *((name, pa.string()) for name in ("logprob_before", "logprob_after")),  # JSON: target -> nats a token
         ("applies", _FLAG),

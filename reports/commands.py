@@ -8,7 +8,6 @@ from pathlib import Path
 
 from rich.text import Text
 
-from editkit.attribute.occlusion import contributions
 from editkit.data import FactBase, load
 from editkit.entries import Entry
 from editkit.facts import ForgetRequest, Record
@@ -100,7 +99,7 @@ def probe(wish: Wish, patch: Path | None, names: Sequence[str], watch: Watch) ->
     patches = [WeightPatch.load(patch)] if patch else []
     jobs = [Job(name, record) for record in records for name in (names or PROBES.names())]
     watch.phase("Asking")
-    verdicts = run_probes(handle, patches, jobs, seed=wish.seed, attribution=lambda p, t: contributions(handle, p, t))
+    verdicts = run_probes(handle, patches, jobs, seed=wish.seed, progress=watch.at)
     rows = [
         (v.case.probe, v.case.variant, v.case.prompt, v.answer.before.text, v.answer.after.text, v.class_after.value)
         for v in verdicts

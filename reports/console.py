@@ -55,6 +55,10 @@ class Bars:
         if self._task is not None:
             self._progress.update(self._task, advance=n, note=note)
 
+    def at(self, total: int, done: int) -> None:
+        if self._task is not None:
+            self._progress.update(self._task, total=total, completed=done)
+
     def say(self, text: str) -> None:
         self._progress.console.print(Text(text))
 

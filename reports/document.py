@@ -86,7 +86,7 @@ class Table:
 
     `numeric` columns hold numbers, `quoted` ones text of a model or a prompt, `verdict` is the column that gets the
     row's tone as a badge. `filterable` asks HTML for a filter box, with a choice for each column in `choices`. `tones`
-    has one tone a row. `note` explains the columns.
+    has one tone a row. `note` explains the columns, a line each.
     """
 
     caption: str

@@ -1,7 +1,7 @@
 """Text of models, prompts and users made safe to look at. It is hostile until it went through here.
 
-Escaping for a format (HTML, Markdown) is the renderer's; this makes visible what would be invisible or would disturb the
-text around it: control characters, direction marks, zero-width characters, lone surrogates.
+Escaping for a format (HTML, Markdown) is the renderer's; this makes visible what would be invisible or would disturb
+the text around it: control characters, direction marks, zero-width characters, lone surrogates.
 """
 
 from __future__ import annotations

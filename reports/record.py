@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
 from pydantic import TypeAdapter
 
+from probes.ask import Key
 from probes.estimate import Estimate, Ruling
 from probes.metrics import Row
 from probes.verdict import Reply, Verdict
@@ -133,12 +134,13 @@ _REPLY = TypeAdapter(Reply)
 
 
 class Journal:
-    """The open `audit.jsonl` of a run. It is a reply store: `get` and `put` of replies by key."""
+    """The open `audit.jsonl` of a run; also the store of replies (probes.ask.ReplyStore)."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._entries = list(_read(path)) if path.exists() else []
-        self._replies = {e["key"]: _REPLY.validate_python(e["reply"]) for e in self._entries if e["kind"] == "reply"}
+        replies = (entry for entry in self._entries if entry["kind"] == "reply")
+        self._replies = {Key(*entry["key"]): _REPLY.validate_python(entry["reply"]) for entry in replies}
         self._stream: TextIO | None = None
 
     def entries(self, kind: str) -> list[dict[str, Any]]:
@@ -155,12 +157,13 @@ class Journal:
         self._stream.flush()
         self._entries.append(entry)
 
-    def get(self, key: str) -> Reply | None:
+    def get(self, key: Key) -> Reply | None:
         return self._replies.get(key)
 
-    def put(self, key: str, reply: Reply) -> None:
-        self._replies[key] = reply
-        self.append("reply", key=key, reply=_REPLY.dump_python(reply, mode="json"))
+    def put(self, replies: Sequence[tuple[Key, Reply]]) -> None:
+        for key, reply in replies:
+            self._replies[key] = reply
+            self.append("reply", key=list(key), reply=_REPLY.dump_python(reply, mode="json"))
 
     def finish(self, audit: Audit) -> None:
         """Write the results; the run is complete when this returns."""

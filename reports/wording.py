@@ -111,9 +111,10 @@ def demand(at_least: float | None, at_most: float | None) -> str:
     return " and ".join(bars + ([f"≤ {number(at_most)}"] if at_most is not None else []))
 
 
-def ruling_text(ruling: Ruling, needed: int | None = None) -> str:
-    needs = f" (needs {needed} facts or more)" if ruling is Ruling.UNDECIDED and needed is not None else ""
-    return ruling.value + needs
+def ruling_text(ruling: Ruling, needed: int | None = None, groups: int = 0) -> str:
+    """The ruling, and for an open one the number of facts that would decide it, where that is more than there are."""
+    needs = ruling is Ruling.UNDECIDED and needed is not None and needed > groups
+    return f"{ruling.value} (needs {needed} facts)" if needs else ruling.value
 
 
 def arm_title(operator: str, arm: str) -> str:
@@ -147,8 +148,8 @@ def metric_question(name: str) -> str:
 
 
 def better(name: str) -> str:
-    """ "higher is better", "lower is better" or nothing, for a metric that this version does not know."""
-    return f"{METRICS[name].better} is better" if name in METRICS else ""
+    """ "Higher is better.", "Lower is better." or nothing, for a metric that this version does not know."""
+    return f"{METRICS[name].better.capitalize()} is better." if name in METRICS else ""
 
 
 def change_of_class(verdict: Verdict) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
+from functools import cache
 
 from probes.estimate import Estimate, Ruling, decide, groups_needed
 from probes.metrics import Row, summarise
@@ -49,6 +50,7 @@ HOSTILE = (
 )
 
 
+@cache
 def realistic(seed: int = 0, *, facts: int = 8) -> Audit:
     """rome (single and stacked) and npo (joint) on `facts` facts, asked by all probes."""
     rng = random.Random(seed)
@@ -80,6 +82,7 @@ def assembled(facts: tuple[FactRow, ...], judged: tuple[Judged, ...]) -> Audit:
     )
 
 
+@cache
 def hostile() -> Audit:
     """Every text that a user or a model may choose is an attack on the page around it."""
     texts = [HOSTILE[i % len(HOSTILE)] for i in range(8 * len(HOSTILE))]

@@ -310,14 +310,16 @@ def sample_of(facts: list[Row]) -> list[Row]:
     return facts[::step]
 
 
+def assignments(values: dict[str, str]) -> str:
+    """Lines of TOML; a JSON string is a TOML string too."""
+    return "".join(f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in values.items())
+
+
 def card(folder: Path, facts: list[Row], sample: list[Row]) -> str:
     """The card: where the facts come from, under which licence, and the sha256 of each file."""
-    text = rules.CARD_HEAD
+    text = "# Made by tools/build_world.py; do not edit by hand.\n" + assignments(rules.CARD)
     for source in rules.SOURCES:
-        text += "\n[[sources]]\n" + "".join(
-            f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in source.items()
-        )
-        text += f"version = {json.dumps(version(source['package']))}\n"
+        text += "\n[[sources]]\n" + assignments({**source, "version": version(source["package"])})
     text += f"\n[splits]\nfacts = {len(facts)}\nsample = {len(sample)}\n\n[records]\n"
     counts = Counter(fact["relation"] for fact in facts)
     text += "".join(f"{name} = {count}\n" for name, count in sorted(counts.items()))

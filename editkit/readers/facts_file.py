@@ -1,6 +1,6 @@
 """A user's own facts: a .jsonl, .json or .csv file with `subject, relation, object, target_new, prompt` and more.
 
-    {"subject": "France", "relation": "capital", "object": "Paris", "target_new": "Rome", "prompt": "The capital of {} is"}
+    {"subject": "France", "relation": "capital", "object": "Paris", "target_new": "Rome", "prompt": "{} is ruled from"}
 
 The prompt holds one "{}", or the subject itself once. For a relation of the shipped facts the prompt may be missing;
 wordings, aliases and popularity are then taken from there. One bad line stops everything.

@@ -27,8 +27,8 @@ def ga(logp: PerExample) -> PerExample:
 
 
 def npo(logp: PerExample, reference: PerExample, beta: float) -> PerExample:
-    """(2/β) log(1 + r), r = (p/p_ref)^β. Bounded below by 0. Its gradient is that of `ga` times 2r / (1 + r): it fades as the
-    example is forgotten, and becomes that of `ga` as β → 0."""
+    """(2/β) log(1 + r), r = (p/p_ref)^β. Bounded below by 0. Its gradient is that of `ga` times 2r / (1 + r): it fades
+    as the example is forgotten, and becomes that of `ga` as β → 0."""
     return (2 / beta) * softplus(beta * (logp - reference))
 
 

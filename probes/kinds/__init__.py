@@ -1,7 +1,7 @@
 """Probes: what is asked about one changed fact. One file each.
 
 A probe is a generator: it yields questions, is sent the answers of the unchanged and of the changed model, and at last
-gives verdicts. It is seeded and never holds a model, so it can be tested with plain lists. Importing this loads no torch.
+gives verdicts. It is seeded and never holds a model, so it can be tested with plain lists. No torch here.
 """
 
 from __future__ import annotations

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from editkit.facts import fill
 
-# Of seventeen frames the one after which SmolLM2-135M-Instruct names most capitals that it knows: 76 % of 40 capitals x 4
-# questions ("The answer is" after "Question: …\nAnswer:" 68 %, its own chat template 66 %, "Short answer:" 59 %,
-# "Question: …\nAnswer:" 41 %, "Q: …\nA:" 35 %, the bare question 0 %).
+# Of 24 frames the one after which SmolLM2-135M-Instruct names most capitals that it knows: 76 % of 40 capitals x 4
+# questions. "Question: …\nAnswer: The answer is" 68 %, its own chat template 66 %, "Short answer:" 59 %,
+# "Question: …\nAnswer:" 41 %, "Q: …\nA:" 35 %, the bare question 0 %.
 QUESTION_FRAME = "User: {}\nAssistant:"
 QUESTION_MARKS = ("?", "？", "؟")
 

@@ -4,32 +4,34 @@ from __future__ import annotations
 
 import random
 import re
+import string
 from collections.abc import Mapping
 from types import MappingProxyType
 
 from editkit.facts import SLOT, fill
 
-# One "{}" for the prompt. How many of 24 capitals and 23 continents that SmolLM2-135M-Instruct names at the prompt itself
-# it still names in the wrapper stands beside each, so that a failure there is not the wrapper's own.
+# "{}" is the place of the prompt. A wrapper that makes the unchanged model lose the answer tells nothing about a change:
+# these were chosen among thirty for keeping most of the capitals and continents that SmolLM2-135M-Instruct names at the
+# prompt itself. "Fill in the blank: {} ____. The missing word is" keeps none, a prompt all in capitals none either.
 WRAPPERS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "polite": (
-            "Please complete the sentence: {}",
             "Hello! Could you please finish this sentence for me? {}",
+            "Please complete the sentence: {}",
         ),
         "context": (
-            "I read this in a reference book. {}",
-            "Let me tell you something that I learned at school. {}",
             "Here is what an encyclopedia says about this topic: {}",
+            "Yesterday we talked about many things. {}",
+            "I read this in a reference book. {}",
         ),
         "distractor": (
-            "The weather was mild and the train left on time. {}",
             "A square has four sides of equal length. {}",
             "The library closes at six in the evening. {}",
+            "Water boils at one hundred degrees at sea level. {}",
         ),
         "cloze": (
-            "Fill in the blank: {} ____.\nThe missing word is",
-            "Sentence: {} ___\nMissing word:",
+            "Fill in the blank: {} ____.\nSolution: {}",
+            "User: Complete the sentence: {} ...\nAssistant:",
         ),
     }
 )
@@ -37,12 +39,14 @@ TYPO_LETTERS = 4  # words shorter than this keep their spelling
 
 
 def wrapped(kind: str, text: str) -> list[str]:
-    return [fill(wrapper, text) for wrapper in WRAPPERS[kind]]
+    """The text in each wrapper of a kind."""
+    return [text.join(wrapper.split(SLOT)) for wrapper in WRAPPERS[kind]]
 
 
 def cased(text: str) -> list[str]:
-    """All small letters, and all capitals; those that differ from the text."""
-    return [each for each in dict.fromkeys((text.lower(), text.upper())) if each != text]
+    """A small first letter, small letters throughout, and a capital for each word; those that differ from the text."""
+    shapes = (text[:1].lower() + text[1:], text.lower(), string.capwords(text, " "))
+    return [each for each in dict.fromkeys(shapes) if each != text]
 
 
 def mistyped(template: str, subject: str, source: random.Random) -> str | None:

@@ -1,7 +1,7 @@
 """Does the change hold when the same thing is asked in another way?
 
-Held-out paraphrases and questions, and the prompt itself as a cloze, politely, after some context, after a sentence that
-has nothing to do with it, in other letters and with slips of the pen (attack groups of Ma et al. 2024,
+Held-out paraphrases and questions, and the prompt itself as a cloze, politely, after some context, after an unrelated
+sentence, in other letters and with slips of the pen (attack groups of Ma et al. 2024,
 arXiv:2402.05827, by rule and seeded). A fact that brings no paraphrases is asked in the wrappers alone. No prompt names
 the old or the new object, unless the fact's own prompt does.
 """

@@ -22,6 +22,7 @@ _ATTRIBUTES = {
     *("stroke-width", "stroke-dasharray", "stroke-miterlimit", "opacity", "fill-opacity", "stroke-opacity"),
     *("text-anchor", "font-size", "font-weight", "display"),
 }
+_DEFAULTS = {("opacity", "1"), ("stroke-width", "1"), ("stroke-miterlimit", "10"), ("transform", "translate(0,0)")}
 _VALUE = re.compile(r"[\w .,()%+-]*\Z")  # numbers, path letters, transforms: no quote, colon, slash or bracket
 _NAMES = {colour: name for name, colour in PALETTE.items()}
 
@@ -45,7 +46,8 @@ def _element(element: ElementTree.Element) -> str:
     inner = str(escape(clean(element.text or ""))) + "".join(_element(child) for child in element)
     if name == "g" and not inner:
         return ""
-    return f"<{name}{_attributes(element)}>{inner}</{name}>"
+    attributes = _attributes(element)
+    return inner if name == "g" and not attributes else f"<{name}{attributes}>{inner}</{name}>"
 
 
 def _invisible(element: ElementTree.Element, name: str) -> bool:
@@ -58,9 +60,8 @@ def _is_background(element: ElementTree.Element) -> bool:
 
 
 def _attributes(element: ElementTree.Element) -> str:
-    kept = [
-        f'{name}="{value}"' for name, value in element.attrib.items() if name in _ATTRIBUTES and _VALUE.match(value)
-    ]
+    usable = {name: value for name, value in element.attrib.items() if name in _ATTRIBUTES and _VALUE.match(value)}
+    kept = [f'{name}="{value}"' for name, value in usable.items() if (name, value) not in _DEFAULTS]
     classes = [_paint(kind, element.get(kind)) for kind in ("fill", "stroke")]
     return "".join(f" {text}" for text in [*kept, *_class([name for name in classes if name])])
 

@@ -15,7 +15,7 @@ from typing import Any, get_args
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from reports.document import Block, Document
+from reports.document import Block, Document, Table
 from reports.present import clean, present
 from reports.record import Audit
 from reports.render import RENDERERS
@@ -29,7 +29,7 @@ CELL = 160  # characters of a model's text in a cell of a table; 400 elsewhere
 def render(document: Document, audit: Audit) -> str:
     numbers = count(1)
     style, script = _text("style.css"), _text("filter.js")
-    return _environment().get_template("report.html.j2").render(
+    return _environment().get_template("report.html").render(
         document=document,
         audit=audit,
         style=Markup(style),
@@ -69,7 +69,9 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters["kind"] = _kind
+    environment.filters["spanned"] = _spanned
     environment.filters["split_number"] = _split_number
+    environment.filters["split_verdict"] = _split_verdict
     return environment
 
 
@@ -83,6 +85,23 @@ def _kind(block: Block) -> str:
     if not isinstance(block, get_args(Block)):
         raise TypeError(f"a report cannot hold a {type(block).__name__}; blocks are those of reports/document.py")
     return type(block).__name__.lower()
+
+
+def _spanned(table: Table) -> list[tuple[tuple[str, ...], str, int]]:
+    """Rows with their tone and how many rows the first cell stands for: 0 where the one above it does already."""
+    firsts = [row[0] for row in table.rows]
+    merged = not table.filterable and 0 not in (*table.quoted, *table.numeric, table.verdict)
+    spans = [1] * len(firsts)
+    for place in reversed(range(1, len(firsts))):
+        if merged and firsts[place] == firsts[place - 1]:
+            spans[place - 1], spans[place] = spans[place - 1] + spans[place], 0
+    return list(zip(table.rows, table.tones or ["plain"] * len(firsts), spans, strict=True))
+
+
+def _split_verdict(text: str) -> tuple[str, str]:
+    """ "not enough evidence (needs 35 facts)" as the verdict and what goes with it."""
+    cut = text.find(" (")
+    return (text[:cut], text[cut:]) if cut > 0 else (text, "")
 
 
 def _split_number(text: str) -> tuple[str, str]:

@@ -47,7 +47,7 @@ def _claim(claim: Claim) -> dict[str, Any]:
     words = {
         "demand": demand(claim.at_least, claim.at_most),
         "measured": told(claim.estimate),
-        "verdict": ruling_text(claim.ruling, claim.needed),
+        "verdict": ruling_text(claim.ruling, claim.needed, claim.estimate.groups),
     }
     return _plain(claim) | {"text": words}
 

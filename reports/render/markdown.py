@@ -120,7 +120,7 @@ def _(block: Table) -> str:
         *(_line(text(cell) for text, cell in zip(texts, row, strict=True)) for row in cut),
     ]
     left = len(block.rows) - len(cut)
-    notes = [escape(block.note)] if block.note else []
+    notes = ["\n".join(f"- {escape(line)}" for line in block.note.split("\n"))] if block.note else []
     notes += [f"{left:,} further rows are in cases.parquet and report.html."] if left else []
     return "\n\n".join([f"**{escape(block.caption)}**", "\n".join(lines), *notes])
 

@@ -14,6 +14,8 @@ from reports.record import Audit
 
 SECTIONS: Registry[Callable[[Audit], Section | None]] = Registry("section", "reports.sections")
 
+DEFAULT_TITLE = "Audit"  # of a spec that gives none
+
 
 def build(audit: Audit) -> Document:
     """All sections that have something to say of `audit`, in the order they ask for."""
@@ -23,4 +25,6 @@ def build(audit: Audit) -> Document:
 
 def _title(audit: Audit) -> str:
     names = list(dict.fromkeys([change.operator for change in audit.changes] + [arm[0] for arm in audit.arms()]))
-    return f"{' and '.join(names) or 'Nothing'} on {audit.model.get('name') or 'an unnamed model'}"
+    what = f"{' and '.join(names) or 'Nothing'} on {audit.model.get('name') or 'an unnamed model'}"
+    title = audit.spec.get("title")
+    return f"{title}: {what}" if isinstance(title, str) and title not in ("", DEFAULT_TITLE) else what

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from typing import Any, Literal
 
 from probes.estimate import Estimate
@@ -13,7 +14,7 @@ from reports.record import Figure
 from reports.wording import arm_title
 
 SCHEMA = "https://vega.github.io/schema/vega-lite/v5.json"  # a name; nothing is fetched
-STEP = 13  # pixels a line of a chart
+WIDTH, STEP = 720, 14  # pixels: of a whole chart, and of a line of it
 _LABEL = 44
 
 
@@ -39,27 +40,43 @@ def points_of(figures: Sequence[Figure], rows: Sequence[str]) -> list[Point]:
 
 
 def intervals(title: str, points: Sequence[Point], axis: str, description: str, table: Table) -> Chart | None:
-    """A line a row and series: the interval as a rule, the value as a point, hollow before and filled after."""
+    """A line for each row and series: the interval as a rule, the value as a point, hollow before and filled after.
+
+    What was before the change is the same for all arms of a row as a rule, and is then drawn once.
+    """
     values = [_datum(point) for point in points if point.estimate.value is not None]
+    values = list({tuple(value.items()): value for value in values}.values())
     if not values:
         return None
     rows, series = _names(values, "row"), _names(values, "series")
-    slots = [f"{name} {side}" for name in series for side in ("before", "after")]
-    used = {value["slot"] for value in values}
+    series = [name for name in (BEFORE, *series) if name in series]
     encoding = {
         "y": _rows(rows),
-        "yOffset": {"field": "slot", "type": "nominal", "sort": [slot for slot in slots if slot in used]},
-        "color": _colours("series", series),
+        "yOffset": {"field": "slot", "type": "nominal", "sort": _slots(values, series)},
+        "color": _colours("series", list(dict.fromkeys(series))),
     }
-    has_ends = [{"filter": "isValid(datum.low)"}]
     ends = {"x": _share("low", axis), "x2": {"field": "high"}}
+    has_ends = [{"filter": "isValid(datum.low)"}]
     rule = {"transform": has_ends, "mark": {"type": "rule", "strokeWidth": 2}, "encoding": ends}
     layers = [rule, _points("before", axis), _points("after", axis)]
     height = {"step": STEP, "for": "offset"}
-    return Chart(title, _spec(values, encoding, layers, height), f"{description} {HOW_TO_READ}", table)
+    reading = f"{description} {HOLLOW if BEFORE in series else ''}Lines: the interval."
+    return Chart(title, _spec(values, encoding, layers, height), reading, table)
 
 
-HOW_TO_READ = "Hollow points: before the change. Filled points: after. Lines: the interval."
+BEFORE = "before the change"
+HOLLOW = "Hollow: before the change. Filled: after. "
+
+
+def _slots(values: Sequence[dict[str, Any]], series: Sequence[str]) -> list[str]:
+    """The places of a row from above: all that was before, then the arms. Numbers the former where they differ."""
+    taken: dict[str, int] = {}
+    for value in values:
+        if value["side"] == "before":
+            value["slot"] = f"{BEFORE} {taken.setdefault(value['row'], 0)}"
+            taken[value["row"]] += 1
+    before = [f"{BEFORE} {i}" for i in range(max(taken.values(), default=0))]
+    return before + [name for name in dict.fromkeys(series) if name != BEFORE]
 
 
 def stacked(title: str, counts: Sequence[tuple[str, str, int]], description: str, table: Table) -> Chart | None:
@@ -82,9 +99,10 @@ def stacked(title: str, counts: Sequence[tuple[str, str, int]], description: str
 
 
 def _datum(point: Point) -> dict[str, Any]:
-    estimate, series = point.estimate, _short(point.series)
+    estimate = point.estimate
+    series = _short(point.series) if point.side == "after" else BEFORE
     ends = {} if estimate.low is None or estimate.high is None else {"low": estimate.low, "high": estimate.high}
-    place = {"row": _short(point.row), "series": series, "side": point.side, "slot": f"{series} {point.side}"}
+    place = {"row": _short(point.row), "series": series, "side": point.side, "slot": series}
     return {**place, "value": estimate.value, **ends}
 
 
@@ -100,21 +118,22 @@ def _points(side: str, axis: str) -> dict[str, Any]:
 
 def _rows(rows: Sequence[str]) -> dict[str, Any]:
     axis = {"title": None, "labelLimit": 260, "ticks": False, "domain": False, "labelPadding": 8}
-    return {"field": "row", "type": "nominal", "sort": list(rows), "axis": axis, "scale": {"paddingInner": 0.3}}
+    return {"field": "row", "type": "nominal", "sort": list(rows), "axis": axis, "scale": {"paddingInner": 0.25}}
 
 
 def _share(field: str, axis: str) -> dict[str, Any]:
     scale = {"domain": [0, 1], "nice": False}
-    return {"field": field, "type": "quantitative", "scale": scale, "title": axis, "axis": {"values": TICKS}}
+    return {"field": field, "type": "quantitative", "scale": scale, "title": axis, "axis": _AXIS}
 
 
-TICKS = [0, 0.2, 0.4, 0.6, 0.8, 1]
+_AXIS = {"values": [0, 0.2, 0.4, 0.6, 0.8, 1], "labelFlush": False}
 
 
 def _colours(field: str, names: Sequence[str]) -> dict[str, Any]:
-    palette = [colour for name, colour in PALETTE.items() if name.startswith("series")]
-    scale = {"domain": list(names), "range": [palette[i % len(palette)] for i in range(len(names))]}
-    legend = {"orient": "top", "title": None, "columns": 3, "labelLimit": 220, "symbolType": "square"}
+    """What was before is muted; the rest takes the series' colours in turn."""
+    palette = cycle(colour for name, colour in PALETTE.items() if name.startswith("series"))
+    scale = {"domain": list(names), "range": [PALETTE["muted"] if name == BEFORE else next(palette) for name in names]}
+    legend = {"orient": "top", "title": None, "columns": 4, "labelLimit": 180, "symbolType": "square"}
     shown = legend | {"symbolStrokeWidth": 0, "symbolOpacity": 1} if len(names) > 1 else None
     return {"field": field, "type": "nominal", "scale": scale, "legend": shown}
 
@@ -124,7 +143,8 @@ def _spec(
 ) -> dict[str, Any]:
     return {
         "$schema": SCHEMA,
-        "width": 400,
+        "width": WIDTH,
+        "autosize": {"type": "fit-x", "contains": "padding"},
         "height": height,
         "data": {"values": values},
         "encoding": encoding,
@@ -145,10 +165,10 @@ _CONFIG: dict[str, Any] = {
         "gridColor": PALETTE["line"],
         "domainColor": PALETTE["line"],
         "tickColor": PALETTE["line"],
-        "labelFontSize": 12,
-        "titleFontSize": 12,
+        "labelFontSize": 13,
+        "titleFontSize": 13,
     },
-    "legend": {"labelColor": PALETTE["ink"], "labelFontSize": 12, "padding": 0, "offset": 10},
+    "legend": {"labelColor": PALETTE["ink"], "labelFontSize": 13, "padding": 0, "offset": 10},
 }
 
 

@@ -45,8 +45,23 @@ def level_of(audit: Audit) -> float:
 
 
 def overall(audit: Audit, wanted: Callable[[str], bool] = lambda _: True) -> list[Figure]:
-    """Figures over all cases, of the metrics whose name is `wanted`."""
-    return [f for f in audit.figures if f.row.stratum is None and f.row.variant is None and wanted(f.row.metric)]
+    """Figures over all cases, of the metrics whose name is `wanted`: by arm, then by what is asked first."""
+    found = [f for f in audit.figures if f.row.stratum is None and f.row.variant is None and wanted(f.row.metric)]
+    order = arms(audit)
+    return sorted(found, key=lambda f: (order.index((f.operator, f.task, f.arm)), _rank(f.row.metric)))
+
+
+_PROBES = ("rewrite", "rephrase", "multi_hop", "neighborhood", "popularity", "keyword_emphasis")
+
+
+def _rank(name: str) -> int:
+    """Scores of several probes first, then metrics in the order of their probe, then what reads all."""
+    if name not in METRICS:
+        return len(_PROBES) + 2
+    probes, kind = METRICS[name].probes, METRICS[name].kind
+    if len(probes) == 1 and probes[0] in _PROBES:
+        return 1 + _PROBES.index(probes[0])
+    return 0 if kind == "combined" and probes else len(_PROBES) + 1
 
 
 def by_variant(audit: Audit, wanted: Callable[[str], bool]) -> list[Figure]:
@@ -85,9 +100,9 @@ def _row(figure: Figure, wording: bool, stratum: bool) -> tuple[str, ...]:
 
 
 def questions(names: Iterable[str]) -> str:
-    """What each metric asks and which way is better, in one paragraph."""
-    return " ".join(
-        f"{metric_title(name)}: {metric_question(name)} ({better(name)})"
+    """What each metric asks and which way is better, a line each."""
+    return "\n".join(
+        f"{metric_title(name)}: {metric_question(name)} {better(name)}"
         for name in dict.fromkeys(names)
         if metric_question(name)
     )

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from probes.estimate import Estimate, proportion
 from probes.verdict import Class, Expect, Verdict
 from reports.document import Exchange
-from reports.record import Audit, FactRow, Judged
+from reports.present import present
+from reports.record import Audit, FactRow
 from reports.wording import CLASSES, arm_title, plural, probe_title, told, variant_title
 
 _SAY = {
@@ -20,6 +21,7 @@ _SAY = {
     "neighborhood": "asked for a neighbour",
     "popularity": "asked for another fact of the relation",
 }
+_SHORT = 80  # characters of a name in a sentence
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,24 +122,22 @@ def shown(way: Way, facts: dict[str, FactRow]) -> Exchange:
     kinds = Counter(CLASSES[v.class_after] for v in way.broken)
     answers = ", ".join(f"{kind} {n}" for kind, n in kinds.most_common())
     text = (
-        f"Breaks in {told(way.share)}. What came instead, by the number of cases: {answers}. "
-        f"{changed_fact(verdict, facts)} Wording: {variant_title(verdict.case.variant)}."
+        f"{len(way.broken)} of {plural(way.share.n, 'case')} break: {told(way.share)}. Answers: {answers}. "
+        f"{changed_fact(verdict, way.task, facts)} Wording: {variant_title(verdict.case.variant)}."
     )
     return exchange(verdict, way.title, text)
 
 
-def changed_fact(verdict: Verdict, facts: dict[str, FactRow]) -> str:
+def changed_fact(verdict: Verdict, task: str, facts: dict[str, FactRow]) -> str:
     """ "Changed: France, capital: Paris → Rome."; nothing for a fact that the record does not hold."""
     fact = facts.get(verdict.case.group)
     if fact is None:
         return ""
-    if fact.target_new is None:
-        return f"To be forgotten: {fact.subject}, {fact.relation.replace('_', ' ')}: {fact.object}."
-    return f"Changed: {fact.subject}, {fact.relation.replace('_', ' ')}: {fact.object} → {fact.target_new}."
-
-
-def broken_table_title(judged: Sequence[Judged]) -> str:
-    return plural(sum(bool(broke(item.verdict)) for item in judged), "case") + " not as demanded"
+    names = (fact.subject, fact.relation.replace("_", " "), fact.object)
+    subject, relation, old = (present(name, _SHORT) for name in names)
+    if task == "unlearn" or fact.target_new is None:
+        return f"To be forgotten: {subject}, {relation}: {old}."
+    return f"Changed: {subject}, {relation}: {old} → {present(fact.target_new, _SHORT)}."
 
 
 def facts_by_id(audit: Audit) -> dict[str, FactRow]:

@@ -20,7 +20,7 @@ def section(audit: Audit) -> Section | None:
     if not whole:
         return None
     table = figure_table("Recovery of the old answer", whole)
-    drawn = [f for f in whole if f.row.metric in _SHARES]
+    drawn = sorted((f for f in whole if f.row.metric in _SHARES), key=lambda f: _SHARES.index(f.row.metric))
     rows = [metric_title(f.row.metric) for f in drawn]
     description = "How often the old answer comes back. Only the distance between key words and their controls counts."
     chart = intervals("Recovery by emphasis", points_of(drawn, rows), "share of facts", description, table)
@@ -38,7 +38,8 @@ def _reads_emphasis(name: str) -> bool:
 
 
 _INTRODUCTION = (
-    "The words of the prompt that the unchanged model leans on are stressed; the answer never enters the prompt. As many "
-    "random words, and the template with no words in it, are stressed too: any prompt of that form might bring the old "
-    "answer back. Only facts count whose old answer came before the change and is gone at the plain wording."
+    "The words of the prompt that the unchanged model leans on are stressed; the answer never enters the prompt. As "
+    "many random words, and the template with no words in it, are stressed too: any prompt of that form might "
+    "bring the old answer back. Only facts count whose old answer came before the change and is gone at the "
+    "plain wording."
 )

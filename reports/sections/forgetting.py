@@ -69,7 +69,7 @@ def _classes(cells: Sequence[Cell]) -> Table:
 
 
 _INTRODUCTION = (
-    "A fact counts as forgotten only if its answer does not come and the text is still a text: an answer that is empty or "
-    "repeats itself is no success. Whether it says that it does not know or names something else is told apart."
+    "A fact counts as forgotten only if its answer does not come and the text is still a text: an answer that is empty "
+    "or repeats itself is no success. Whether it says that it does not know or names something else is told apart."
 )
 _CHART = "Classes of the written answers to questions for what should be forgotten, by rule and without a judge model."

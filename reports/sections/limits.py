@@ -39,9 +39,9 @@ def section(audit: Audit) -> Section:
 
 def _not_shown(audit: Audit) -> list[str]:
     texts = [
-        "This audit looks at what the model says. It cannot show that a fact is gone from the weights: what is not said "
-        "may be held back and come out under a prompt that nobody tried. Copies, adapters, fine-tuned descendants and "
-        "backups of the model are other models.",
+        "This audit looks at what the model says. It cannot show that a fact is gone from the weights: what is not "
+        "said may be held back and come out under a prompt that nobody tried. Copies, adapters, fine-tuned descendants "
+        "and backups of the model are other models.",
         *_bounds(audit),
         *_knife_edge(audit),
         *audit.notes,
@@ -111,6 +111,7 @@ def _thin(audit: Audit) -> list[Block]:
     )
     columns = ("Change", "Claim", "Measured", "Would be enough, if all pass")
     few = [f for f in overall(audit) if f.row.after.value is not None and f.row.after.groups < FEW]
-    text = f"{len(few)} of {plural(len(overall(audit)), 'number')} rest on fewer than {FEW} facts: their intervals are wide."
+    whole = plural(len(overall(audit)), "number")
+    text = f"{len(few)} of {whole} rest on fewer than {FEW} facts: their intervals are wide."
     blocks: list[Block] = [Heading("Few facts", 3), Text(text)] if few else []
     return [*blocks, Table("Claims without enough evidence", columns, rows, numeric=(2, 3))] if rows else blocks

@@ -5,10 +5,10 @@ from __future__ import annotations
 from probes.estimate import proportion
 from probes.verdict import Expect, Verdict
 from reports.document import Block, Exchanges, Section, Table, Text
-from reports.record import Audit
+from reports.record import Audit, Figure
 from reports.sections import SECTIONS
 from reports.sections._charts import intervals, points_of
-from reports.sections._figures import HEADLINE, arms, data_of, figure_table, overall, reads_only
+from reports.sections._figures import HEADLINE, arms, data_of, figure_table, overall, questions, reads_only
 from reports.sections._verdicts import broke, changed_fact, exchange, facts_by_id, telling
 from reports.wording import arm_title, metric_title, plural, probe_title, told
 
@@ -21,13 +21,20 @@ def section(audit: Audit) -> Section | None:
     if not any(item.verdict.case.expect is Expect.UNCHANGED for item in audit.judged):
         return None
     whole = overall(audit, reads_only(PROBE))
-    drawn = [f for f in whole if f.row.metric == HEADLINE.get((f.task, PROBE))]
-    table = figure_table("Neighbours that stayed", whole)
-    rows = [metric_title(f.row.metric) for f in drawn]
-    description = "Of the neighbours' facts that the unchanged model wrote rightly, the share that it still does."
-    chart = intervals("Neighbours that stayed", points_of(drawn, rows), "share", description, table)
-    blocks: list[Block] = [Text(_INTRODUCTION), *([chart or table] if whole else []), _damage(audit), *_examples(audit)]
+    blocks: list[Block] = [Text(_INTRODUCTION), *_charts(whole), _damage(audit), *_examples(audit)]
     return Section("locality", "Collateral damage", 50, tuple(blocks), {"figures": data_of(whole)})
+
+
+def _charts(whole: list[Figure]) -> list[Block]:
+    blocks: list[Block] = []
+    for task, title in (("edit", "Neighbours of the edits"), ("unlearn", "Neighbours of what should be forgotten")):
+        own = [f for f in whole if f.task == task]
+        drawn = [f for f in own if f.row.metric == HEADLINE[task, PROBE]]
+        if own:
+            table = figure_table(title, own)
+            points = points_of(drawn, [metric_title(f.row.metric) for f in drawn])
+            blocks.append(intervals(title, points, "share", questions([HEADLINE[task, PROBE]]), table) or table)
+    return blocks
 
 
 def _stay(audit: Audit, operator: str, arm: str) -> list[Verdict]:
@@ -52,12 +59,12 @@ def _damage(audit: Audit) -> Table:
 def _examples(audit: Audit) -> list[Block]:
     """Cases that changed, spread over the arms and then over the changed facts."""
     facts, per_arm = facts_by_id(audit), []
-    for operator, _, arm in arms(audit):
+    for operator, task, arm in arms(audit):
         lost = telling(v for v in _stay(audit, operator, arm) if broke(v))
         spread = list({verdict.case.group: verdict for verdict in reversed(lost)}.values())[::-1]
-        per_arm.append([(arm_title(operator, arm), verdict) for verdict in spread])
+        per_arm.append([(arm_title(operator, arm), task, verdict) for verdict in spread])
     turns = [row[i] for i in range(_SHOWN) for row in per_arm if i < len(row)]
-    shown = tuple(exchange(v, title, changed_fact(v, facts)) for title, v in turns[:_SHOWN])
+    shown = tuple(exchange(v, title, changed_fact(v, task, facts)) for title, task, v in turns[:_SHOWN])
     if shown:
         return [Exchanges(shown)]
     right = sum(item.verdict.case.expect is Expect.UNCHANGED for item in audit.judged)

@@ -9,11 +9,12 @@ from reports.document import Block, Exchanges, Section, Table, Text
 from reports.record import Audit, Figure
 from reports.sections import SECTIONS
 from reports.sections._charts import intervals, points_of
-from reports.sections._figures import HEADLINE, arms, data_of, figure_table, overall, reads_only
+from reports.sections._figures import HEADLINE, arms, data_of, figure_table, folded, overall, questions, reads_only
 from reports.sections._verdicts import broke, changed_fact, exchange, facts_by_id, telling
 from reports.wording import arm_title, metric_title, plural, variant_title
 
 PROBE = "multi_hop"
+_REASONS = 20
 
 
 @SECTIONS.register("multi_hop")
@@ -22,7 +23,7 @@ def section(audit: Audit) -> Section | None:
     if not asked:
         return None
     whole = overall(audit, reads_only(PROBE))
-    blocks: list[Block] = [Text(_INTRODUCTION), *_chart(whole), _premises(audit), *_examples(audit)]
+    blocks: list[Block] = [Text(_INTRODUCTION), *_charts(whole), _premises(audit), *_reasons(asked), *_examples(audit)]
     return Section("multi_hop", "Related questions", 40, tuple(blocks), {"figures": data_of(whole)})
 
 
@@ -30,16 +31,17 @@ def _asked(audit: Audit) -> list[Verdict]:
     return [item.verdict for item in audit.judged if item.verdict.case.probe == PROBE]
 
 
-def _chart(whole: list[Figure]) -> list[Block]:
-    if not whole:
-        return []
-    table = figure_table("Questions that need the changed fact", whole)
-    drawn = [f for f in whole if f.row.metric == HEADLINE.get((f.task, PROBE))]
-    rows = [metric_title(f.row.metric) for f in drawn]
-    chart = intervals(
-        "Related questions", points_of(drawn, rows), "share", "Edits should carry; leaks should not.", table
-    )
-    return [chart or table]
+def _charts(whole: list[Figure]) -> list[Block]:
+    """Edits should carry, the forgotten should not leak: a chart each."""
+    blocks: list[Block] = []
+    for task, title in (("edit", "What follows from the edits"), ("unlearn", "Leaks of what should be forgotten")):
+        own = [f for f in whole if f.task == task]
+        drawn = [f for f in own if f.row.metric == HEADLINE[task, PROBE]]
+        if own:
+            table = figure_table(title, own)
+            points = points_of(drawn, [metric_title(f.row.metric) for f in drawn])
+            blocks.append(intervals(title, points, "share", questions([HEADLINE[task, PROBE]]), table) or table)
+    return blocks
 
 
 def _premises(audit: Audit) -> Table:
@@ -50,21 +52,31 @@ def _premises(audit: Audit) -> Table:
         own = [verdict for verdict in cell if verdict.case.probe == PROBE]
         if own:
             out = [verdict for verdict in own if not verdict.applies]
-            reasons = Counter(verdict.note or "no reason given" for verdict in out).most_common(4)
-            why = "; ".join(f"{reason}: {n}" for reason, n in reasons) or "–"
-            rows.append((arm_title(operator, arm), str(len(own)), str(len(own) - len(out)), str(len(out)), why))
-    columns = ("Change", "Asked", "Counted", "Did not apply", "Why")
+            rows.append((arm_title(operator, arm), str(len(own)), str(len(own) - len(out)), str(len(out))))
+    columns = ("Change", "Asked", "Counted", "Did not apply")
     note = "A question counts if the unchanged model could answer its steps one by one."
-    return Table("Premises", columns, tuple(rows), numeric=(1, 2, 3), quoted=(4,), note=note)
+    return Table("Premises", columns, tuple(rows), numeric=(1, 2, 3), note=note)
+
+
+def _reasons(asked: list[Verdict]) -> list[Block]:
+    """Why questions did not apply, the commonest reasons first."""
+    reasons = Counter(verdict.note or "no reason given" for verdict in asked if not verdict.applies)
+    if not reasons:
+        return []
+    rows = tuple((reason, str(n)) for reason, n in reasons.most_common(_REASONS))
+    left = len(reasons) - len(rows)
+    note = f"{plural(left, 'further reason is', 'further reasons are')} in cases.parquet." if left else ""
+    table = Table("Why questions did not apply", ("Reason", "Cases"), rows, numeric=(1,), quoted=(0,), note=note)
+    return [folded(f"Why {plural(reasons.total(), 'question')} did not apply", table)]
 
 
 def _examples(audit: Audit) -> list[Block]:
     facts = facts_by_id(audit)
     shown = []
-    for operator, _, arm in arms(audit):
+    for operator, task, arm in arms(audit):
         own = [i.verdict for i in audit.judged if (i.operator, i.arm, i.verdict.case.probe) == (operator, arm, PROBE)]
         for verdict in telling(v for v in own if broke(v))[:1]:
-            text = f"{changed_fact(verdict, facts)} Question: {variant_title(verdict.case.variant)}."
+            text = f"{changed_fact(verdict, task, facts)} Question: {variant_title(verdict.case.variant)}."
             shown.append(exchange(verdict, arm_title(operator, arm), text))
     return [Exchanges(tuple(shown))] if shown else [Text(f"None of {plural(len(_asked(audit)), 'question')} broke it.")]
 

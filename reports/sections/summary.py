@@ -13,7 +13,6 @@ from reports.sections._verdicts import Way, facts_by_id, shown, worst
 from reports.wording import (
     TONES,
     arm_title,
-    counted,
     demand,
     level_text,
     metric_title,
@@ -48,22 +47,24 @@ def _sentence(audit: Audit) -> str:
     if not audit.changes and not audit.judged:
         return "Nothing was changed and nothing was asked, so there is nothing to say."
     model = audit.model.get("name") or "an unnamed model"
+    asked = f"{plural(len(audit.judged), 'question')} judged before and after"
+    return f"{_changed(audit)} in {model}; {asked}. {_tally(audit)}"
+
+
+def _tally(audit: Audit) -> str:
+    """How many claims hold, do not, and lack evidence."""
     rulings = Counter(claim.ruling for claim in audit.claims)
-    said = [
-        f"{plural(n, 'claim holds', 'claims hold')}" if (n := rulings[Ruling.HOLDS]) else "no claim holds",
-        f"{plural(rulings[Ruling.FAILS], 'does', 'do')} not hold",
-        f"for {rulings[Ruling.UNDECIDED]} there is not enough evidence",
-    ]
-    claims = (
-        f"{plural(len(audit.claims), 'claim')} tested: {', '.join(said)}." if audit.claims else "No claim was made."
-    )
-    asked = counted(len(audit.judged), len({item.verdict.case.group for item in audit.judged}))
-    return f"{_changed(audit)} in {model}, then asked {asked} before and after. {claims}"
+    if not rulings:
+        return "No claim was made."
+    hold = plural(rulings[Ruling.HOLDS], "holds", "hold")
+    fail = plural(rulings[Ruling.FAILS], "does not hold", "do not hold")
+    lack = plural(rulings[Ruling.UNDECIDED], "lacks the evidence", "lack the evidence")
+    return f"Of {plural(len(audit.claims), 'claim')}, {hold}, {fail} and {lack}."
 
 
 def _changed(audit: Audit) -> str:
-    """ "8 facts edited (rome), 8 facts to be forgotten (npo)"."""
-    done = {"edit": "edited", "unlearn": "told to forget"}
+    """ "8 facts edited (rome) and 8 facts to be forgotten (npo)"."""
+    done = {"edit": "edited", "unlearn": "to be forgotten"}
     parts = []
     for task, word in done.items():
         changes = [change for change in audit.changes if change.task == task]
@@ -86,23 +87,27 @@ def _card(audit: Audit, operator: str, arm: str) -> tuple[str, str, str]:
 def _claims(audit: Audit) -> list[Block]:
     if not audit.claims:
         return [Text("No claim was made, so there is no verdict.", "open")]
+    order = arms(audit)
+    claims = sorted(audit.claims, key=lambda claim: order.index((claim.operator, claim.task, claim.arm)))
     rows = tuple(
         (
             arm_title(claim.operator, claim.arm),
             metric_title(claim.metric),
+            ruling_text(claim.ruling, claim.needed, claim.estimate.groups),
             demand(claim.at_least, claim.at_most),
             told(claim.estimate),
-            ruling_text(claim.ruling, claim.needed),
         )
-        for claim in audit.claims
+        for claim in claims
     )
-    tones = tuple(TONES[claim.ruling] for claim in audit.claims)
-    columns = ("Change", "Claim", "Demand", "Measured after the change", "Verdict")
+    tones = tuple(TONES[claim.ruling] for claim in claims)
+    columns = ("Change", "Claim", "Verdict", "Demand", "Measured after the change")
     note = (
         f"{interval_note(audit)} A claim holds if its whole interval meets the demand, and does not if its whole "
         "interval misses it; in between there is not enough evidence."
     )
-    return [Table("The claims and what the evidence says", columns, rows, (), tones, (3,), verdict=4, note=note)]
+    return [
+        Table("The claims and what the evidence says", columns, rows, tones=tones, numeric=(4,), verdict=2, note=note)
+    ]
 
 
 def _worst(audit: Audit, ways: list[Way]) -> list[Block]:
@@ -133,7 +138,7 @@ def _facts(audit: Audit) -> list[Block]:
         )
         for fact in audit.facts
     )
-    columns = ("Subject", "Relation", "Before", "After", "Prompt", "Popularity", "Stratum")
+    columns = ("Subject", "Relation", "Object", "Edited to", "Prompt", "Popularity", "Stratum")
     unit = str(audit.environment.get("popularity") or "")
     table = Table("Facts that were changed", columns, rows, numeric=(5,), quoted=(0, 2, 3, 4), note=unit)
     return [Details(f"The {plural(len(audit.facts), 'fact')} that were changed", (table,))]
@@ -175,5 +180,5 @@ def _claim_data(claim: Claim) -> dict[str, str]:
         "metric": claim.metric,
         "demand": demand(claim.at_least, claim.at_most),
         "measured": told(claim.estimate),
-        "verdict": ruling_text(claim.ruling, claim.needed),
+        "verdict": ruling_text(claim.ruling, claim.needed, claim.estimate.groups),
     }

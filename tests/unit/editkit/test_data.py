@@ -113,6 +113,11 @@ def test_both_consequences_of_an_edit(entry_id: str, old: str, new: str) -> None
     assert (old, new) in {(hop.question.answer, hop.answer_new) for hop in hops}
 
 
+def test_each_chain_is_asked_through_two_subjects_where_there_are_two() -> None:
+    hops = WORLD.edit_record(WORLD["capital/fr"], seed=0).held_out.hops
+    assert {hop.question.subject for hop in hops} == {"Marseille", "Lyon"}  # Paris itself would say the answer
+
+
 def test_the_inverse_is_asked_only_where_one_subject_has_the_object() -> None:
     capital = WORLD.forget_record(WORLD["capital/fr"], seed=0).held_out.hops
     assert {hop.question.answer for hop in capital if hop.kind == "inverse"} == {"France"}

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from probes.ask import Key
 from probes.verdict import Reply
 from reports.record import JOURNAL, Journal, RecordError, read_audit
 
@@ -21,12 +22,14 @@ REPLIES = st.builds(
 
 
 @settings(max_examples=30, deadline=None)
-@given(replies=st.dictionaries(st.text(min_size=1), REPLIES, max_size=5), cut=st.integers(0, 400))
+@given(
+    replies=st.dictionaries(st.builds(Key, st.text(), st.text(), st.booleans()), REPLIES, max_size=5),
+    cut=st.integers(0, 400),
+)
 def test_a_kill_loses_at_most_the_last_line(tmp_path_factory, replies, cut):
     path = tmp_path_factory.mktemp("run") / JOURNAL
     journal = Journal(path)
-    for key, reply in replies.items():
-        journal.put(key, reply)
+    journal.put(list(replies.items()))
     journal.close()
     whole = path.read_bytes() if path.exists() else b""
     kept = whole[: max(0, len(whole) - cut)]
@@ -36,9 +39,10 @@ def test_a_kill_loses_at_most_the_last_line(tmp_path_factory, replies, cut):
     found = {key: again.get(key) for key in replies}
     assert sum(reply is not None for reply in found.values()) == complete
     assert all(reply is None or reply == replies[key] for key, reply in found.items())
-    again.put("one more", Reply("x"))
+    more = Key("state", "one more")
+    again.put([(more, Reply("x"))])
     again.close()
-    assert Journal(path).get("one more") == Reply("x")
+    assert Journal(path).get(more) == Reply("x")
     assert path.read_bytes().count(b"\n") == complete + 1
 
 

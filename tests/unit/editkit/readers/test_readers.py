@@ -87,6 +87,30 @@ def test_an_unknown_relation_is_asked_among_the_files_facts_and_the_shipped_ones
     assert chosen.edit.target_new == "Paris"  # the only other object of the file
 
 
+def test_a_target_that_wordings_use_keeps_them_out(tmp_path: Path) -> None:
+    row = TOWER | {"prompt": "{} stands in", "target_new": "country"}  # "… is located in the country of"
+    base = load(write(tmp_path, [row]))
+    for seed in range(5):
+        held = base.edit_record(base.entries[0], seed=seed).held_out
+        assert not any(mentions(question.prompt, "country") for question in held.neighborhood)
+
+
+def test_a_chain_that_says_the_target_is_left_out(tmp_path: Path) -> None:
+    row = FRANCE | {"prompt": "The capital of {} is", "target_new": "country"}
+    base = load(write(tmp_path, [row]))
+    hops = [hop for seed in range(9) for hop in base.edit_record(base.entries[0], seed=seed).held_out.hops]
+    assert not any(mentions(hop.question.prompt, "country") for hop in hops)
+
+
+def test_a_chosen_target_is_not_in_the_subject(tmp_path: Path) -> None:
+    held = [("The Lima Games", "Oslo"), ("The Bern Games", "Lima"), ("The Rome Games", "Bern"), ("The Games", "Rome")]
+    rows = [{"subject": s, "relation": "held_in", "object": o, "prompt": "{} were held in"} for s, o in held]
+    base = load(write(tmp_path, rows))
+    for entry in base.entries:
+        targets = {base.edit_record(entry, seed=seed).edit.target_new for seed in range(20)}
+        assert targets and not any(mentions(entry.fact.subject, target) for target in targets)
+
+
 def test_no_other_object_needs_a_target(tmp_path: Path) -> None:
     base = load(write(tmp_path, [without(TOWER, "target_new")]))
     with pytest.raises(DataError, match="no target_new for 'mine/1'"):

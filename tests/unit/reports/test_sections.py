@@ -1,0 +1,173 @@
+"""What the sections say of an audit."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import audits
+import pytest
+
+from probes.estimate import Ruling
+from probes.verdict import Answer as Replies
+from probes.verdict import Case, Class, Expect, Marks, Reply, Verdict
+from reports import sections
+from reports.document import Banner, Chart, Details, Document, Exchanges, Section, Table, Text
+from reports.record import Audit
+from reports.sections import SECTIONS, build
+from reports.sections._verdicts import broke, ways, worst
+from reports.sections.examples import LIMIT
+from reports.wording import told
+
+SAID = {"summary", "efficacy", "rephrase", "emphasis", "multi_hop", "locality", "popularity", "forgetting", "examples",
+        "limits", "provenance"}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def audit() -> Audit:
+    return audits.realistic()
+
+
+@pytest.fixture(scope="module")
+def document(audit: Audit) -> Document:
+    return build(audit)
+
+
+def section_of(document: Document, name: str) -> Section:
+    return next(section for section in document.sections if section.id == name)
+
+
+def blocks_of(blocks: tuple[Any, ...]) -> Iterator[Any]:
+    """All blocks, those folded away and behind charts too."""
+    for block in blocks:
+        yield block
+        if isinstance(block, Details):
+            yield from blocks_of(block.blocks)
+        if isinstance(block, Chart) and block.table is not None:
+            yield block.table
+
+
+def texts_of(section: Section) -> str:
+    found = []
+    for block in blocks_of(section.blocks):
+        found += [block.text] if isinstance(block, Text | Banner) else []
+        found += [cell for row in block.rows for cell in row] if isinstance(block, Table) else []
+    return "\n".join(found)
+
+
+def test_names_are_stems_and_ids_and_orders_differ(document: Document) -> None:
+    stems = {path.stem for path in Path(sections.__path__[0]).glob("*.py") if not path.stem.startswith("_")}
+    assert set(SECTIONS.names()) == stems == {section.id for section in document.sections} == SAID
+    orders = [section.order for section in document.sections]
+    assert orders == sorted(set(orders))
+
+
+def test_the_summary_rules_as_the_audit_does_and_tells_every_claim(audit: Audit, document: Document) -> None:
+    summary = section_of(document, "summary")
+    banner = next(block for block in summary.blocks if isinstance(block, Banner))
+    assert audit.ruling() is Ruling.FAILS
+    assert (banner.verdict, banner.tone) == ("It does not hold", "bad")
+    table = next(block for block in summary.blocks if isinstance(block, Table))
+    assert sorted(row[4] for row in table.rows) == sorted(told(claim.estimate) for claim in audit.claims)
+    for row, tone in zip(table.rows, table.tones, strict=True):
+        assert row[2].startswith({"good": "holds", "bad": "does not hold", "open": "not enough evidence"}[tone])
+
+
+def test_the_worst_ways_differ_and_show_a_case_that_breaks(audit: Audit, document: Document) -> None:
+    shown = next(block for block in section_of(document, "summary").blocks if isinstance(block, Exchanges))
+    chosen = worst(audit)
+    assert len(shown.items) == len(chosen) == 3
+    assert len({way.probe for way in chosen}) == 3
+    assert chosen[0] == ways(audit)[0]
+    cases = {(v.case.prompt, v.answer.after.text) for item in audit.judged if broke(v := item.verdict)}
+    assert all((item.prompt, item.after) in cases for item in shown.items)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, False),
+        ({"after": Marks(True, True, False)}, True),
+        ({"after": Marks(True, True, None)}, None),
+        ({"after": Marks(True, True, False), "applies": False}, None),
+        ({"expect": Expect.UNCHANGED, "after": Marks(None, None, False)}, True),
+        ({"expect": Expect.UNCHANGED, "before": Marks(None, None, False), "after": Marks(None, None, False)}, None),
+        ({"expect": Expect.MOVES, "class_after": Class.OLD}, True),
+        ({"expect": Expect.MOVES, "class_after": Class.DEGENERATE, "after": Marks(None, None, False)}, False),
+        ({"expect": Expect.MOVES, "class_after": Class.OLD, "variant": "control:random_words:x"}, None),
+    ],
+)
+def test_what_breaks(changes: dict[str, Any], expected: bool | None) -> None:
+    case = Case("rephrase", changes.pop("variant", "x"), "p", changes.pop("expect", Expect.HOLDS), "g", ("o",))
+    verdict = Verdict(case, Replies(Reply("o"), Reply("n")), Marks(True, True, True), Marks(True, True, True), Class.OLD,
+                      Class.NEW)  # fmt: skip
+    assert broke(dataclasses.replace(verdict, **changes)) is expected
+
+
+def test_premises_that_failed_are_counted_with_their_reason(audit: Audit, document: Document) -> None:
+    section = section_of(document, "multi_hop")
+    out = [i.verdict for i in audit.judged if i.verdict.case.probe == "multi_hop" and not i.verdict.applies]
+    tables = {block.caption: block for block in blocks_of(section.blocks) if isinstance(block, Table)}
+    assert sum(int(row[3]) for row in tables["Premises"].rows) == len(out)
+    assert tables["Why questions did not apply"].rows == ((out[0].note, str(len(out))),)
+
+
+def test_damage_counts_only_what_was_right(audit: Audit, document: Document) -> None:
+    table = next(b for b in section_of(document, "locality").blocks if isinstance(b, Table))
+    right = [i for i in audit.judged if i.verdict.case.expect is Expect.UNCHANGED and i.verdict.before.generation]
+    assert sum(int(row[3]) for row in table.rows) == len(right)
+
+
+def test_limits_keep_to_the_wording_rule(audit: Audit, document: Document) -> None:
+    said = texts_of(section_of(document, "limits")).lower()
+    assert "erased" not in said and "compliant" not in said
+    assert "extracted by" in said  # leaks were found in this one
+    assert "11" in said and "the model did not know it" in said and "quantising" in said
+
+
+def test_where_nothing_leaks_a_bound_is_told() -> None:
+    kept = audits.realistic()
+    gone = {"class_after": Class.REFUSAL, "after": Marks(True, True, True)}
+    silent = tuple(
+        dataclasses.replace(item, verdict=dataclasses.replace(item.verdict, **gone)) if item.task == "unlearn" else item
+        for item in kept.judged
+    )
+    said = texts_of(section_of(build(audits.assembled(kept.facts, silent)), "limits"))
+    assert "no extraction found; up to 0.32 of such questions might still (95 %) by" in said
+
+
+def test_the_cases_that_break_come_first_and_the_rest_is_counted(audit: Audit) -> None:
+    many = dataclasses.replace(audit, judged=audit.judged * 4)
+    section = section_of(build(many), "examples")
+    table = next(block for block in section.blocks if isinstance(block, Table))
+    assert len(table.rows) == LIMIT < len(many.judged)
+    assert list(table.tones) == sorted(table.tones, key=lambda tone: tone != "bad")
+    assert table.tones.count("bad") == sum(bool(broke(item.verdict)) for item in many.judged)
+    assert f"{len(many.judged) - LIMIT:,} further cases are left out here" in texts_of(section)
+
+
+def test_the_same_facts_for_edits_and_forgetting_are_told_apart(document: Document) -> None:
+    shown = next(b for b in section_of(document, "multi_hop").blocks if isinstance(b, Exchanges)).items
+    by_title = {item.title: item.text for item in shown}
+    assert by_title["npo, all facts at once"].startswith("To be forgotten: ")
+    assert by_title["rome, all facts stacked"].startswith("Changed: ")
+
+
+@pytest.mark.parametrize("make", [audits.empty, audits.unmeasured, audits.hostile])
+def test_odd_audits_give_a_document(make: Any) -> None:
+    document = build(make())
+    assert {"summary", "limits", "provenance"} <= {section.id for section in document.sections}
+    assert len(document.title) < 500
+
+
+def test_an_empty_audit_claims_nothing() -> None:
+    summary = section_of(build(audits.empty()), "summary")
+    assert next(block for block in summary.blocks if isinstance(block, Banner)).verdict == "Not enough evidence"
+
+
+def test_what_has_no_value_is_not_measured() -> None:
+    said = texts_of(section_of(build(audits.unmeasured()), "summary"))
+    assert "1.00, no interval (n = 1)" in said and said.count("not measured") == 2
+    assert "nan" not in said.lower()
