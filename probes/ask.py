@@ -15,7 +15,7 @@ from editkit.attribute.occlusion import occlude
 from editkit.facts import Record
 from editkit.handle import ModelHandle
 from editkit.patch import Patch
-from editkit.scoring import Ask, Told, tell_in_parts
+from editkit.scoring import MAX_NEW_TOKENS, Ask, Told, tell_in_parts
 from probes.kinds import PROBES, Attribution, Context, Rounds
 from probes.verdict import Answer, Case, Reply, Verdict
 
@@ -70,13 +70,22 @@ def run_probes(
     store: ReplyStore | None = None,
     attribution: Attribution | None = None,
     progress: Progress | None = None,
+    max_new_tokens: int = MAX_NEW_TOKENS,
 ) -> list[Verdict]:
     """The verdicts of all jobs, in their order, with `patches` on below the jobs' own.
 
     The handle as given is the unchanged model. See `run_jobs`.
     """
     stacked = [Job(job.probe, job.record, (*patches, *job.patches)) for job in jobs]
-    verdicts = run_jobs(handle, stacked, seed=seed, store=store, attribution=attribution, progress=progress)
+    verdicts = run_jobs(
+        handle,
+        stacked,
+        seed=seed,
+        store=store,
+        attribution=attribution,
+        progress=progress,
+        max_new_tokens=max_new_tokens,
+    )
     return [verdict for of_job in verdicts for verdict in of_job]
 
 
@@ -88,6 +97,7 @@ def run_jobs(
     store: ReplyStore | None = None,
     attribution: Attribution | None = None,
     progress: Progress | None = None,
+    max_new_tokens: int = MAX_NEW_TOKENS,
 ) -> list[list[Verdict]]:
     """The verdicts of each job. All jobs go round by round together: one batch for the unchanged model, then one for
     each distinct tuple of patches, which are put on once a round.
@@ -95,7 +105,7 @@ def run_jobs(
     `attribution` finds key words; by default it is occlusion on the unchanged model, asked through the store. Raises
     UnknownName for a probe that is not there and PromptTooLong for a question that the model's context cannot hold.
     """
-    asker = _Asker(handle, store if store is not None else MemoryStore(), progress)
+    asker = _Asker(handle, store if store is not None else MemoryStore(), max_new_tokens, progress)
     context = Context(seed, attribution or asker.occlusion)
     running = [_Running(job, PROBES[job.probe](job.record, context)) for job in jobs]
     for each in running:
@@ -147,6 +157,7 @@ class _Asker:
 
     handle: ModelHandle
     store: ReplyStore
+    max_new_tokens: int = MAX_NEW_TOKENS
     progress: Progress | None = None
     total: int = 0
     done: int = 0
@@ -186,7 +197,7 @@ class _Asker:
             if kept is None or missing:
                 asks.append(Ask(prompt, missing, generate and kept is None))
         self._advance(len(wanted) - len(asks))
-        for places, told in tell_in_parts(self.handle, asks):
+        for places, told in tell_in_parts(self.handle, asks, max_new_tokens=self.max_new_tokens):
             prompts = [asks[place].prompt for place in places]
             fresh = {prompt: _merged(replies.get(prompt), each) for prompt, each in zip(prompts, told, strict=True)}
             self.store.put([(Key(state, prompt, generate), reply) for prompt, reply in fresh.items()])

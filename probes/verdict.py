@@ -34,8 +34,8 @@ class Case:
     for forgetting and for what must stay. `contrast` are the objects the old answer is compared with by probability
     (for an edit: target_new; for forgetting: objects of the same range). `group` is the fact under change: the cluster
     of every interval. `stratum` is the popularity stratum, `variant` the wording within the probe ("question", "typo",
-    "control:random_words" …). `lexicon` are entities of the relation's range, for the answer classes. A `base_only` case
-    is a premise: it is put to the base model alone (`Answer.after` is then the same reply) and gets no verdict.
+    "control:random_words" …). `lexicon` are entities of the relation's range, for the answer classes. A `base_only`
+    case is a premise: it is put to the base model alone (`Answer.after` is then the same reply) and gets no verdict.
     """
 
     probe: str

@@ -1,5 +1,5 @@
 """GradDiff, gradient difference (Liu et al. 2022, https://arxiv.org/abs/2203.12817; as a baseline in
-TOFU, https://arxiv.org/abs/2401.06121, equation 3).
+TOFU, https://arxiv.org/abs/2401.06121).
 
     ℓ = −forget_weight · mean token NLL on what is forgotten + retain_weight · mean token NLL on what is kept
 

@@ -1,4 +1,4 @@
-"""NPO, negative preference optimisation (Zhang et al. 2024, https://arxiv.org/abs/2404.05868, equation 3).
+"""NPO, negative preference optimisation (Zhang et al. 2024, https://arxiv.org/abs/2404.05868).
 
     ℓ = (2/β) log(1 + (p_θ(y|x) / p_ref(y|x))^β) on what is forgotten + retain_weight · mean token NLL on what is kept
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 
-from editkit.attribute import Word
+from editkit.attribute import Word, WordScore
 
 # Words that carry nothing, for a control where the prompt has too few words that are not key words.
 NEUTRAL = (
@@ -25,6 +25,19 @@ NEUTRAL = (
     "softly",
     "basket",
 )
+
+# Never key words: a cloze that loses its last "of" or "is" breaks, so these would count highest.
+FUNCTION_WORDS = frozenset(
+    ["a", "an", "the", "this", "that", "it", "its", "and", "or", "but", "of", "in", "on", "at", "by", "to", "from",
+     "with", "for", "as", "into", "is", "are", "was", "were", "be", "been", "has", "have", "had", "do", "does", "did", "which",
+     "what", "who", "whose", "where", "when", "how", "there", "here", "you", "he", "she", "they", "we", "i"]
+)  # fmt: skip
+
+
+def content_words(scores: Sequence[WordScore]) -> tuple[WordScore, ...]:
+    """The scores without those of function words; all of them where nothing helpful would be left."""
+    kept = tuple(each for each in scores if each.word.text.casefold() not in FUNCTION_WORDS)
+    return kept if any(each.score > 0 for each in kept) else tuple(scores)
 
 
 def _listed(words: Sequence[Word], *, times: int = 1) -> str:

@@ -10,7 +10,7 @@ from types import MappingProxyType
 
 from editkit.facts import SLOT, fill
 
-# "{}" is the place of the prompt. A wrapper that makes the unchanged model lose the answer tells nothing about a change:
+# "{}" is the place of the prompt. A wrapper that makes the unchanged model lose the answer says nothing of a change:
 # these were chosen among thirty for keeping most of the capitals and continents that SmolLM2-135M-Instruct names at the
 # prompt itself. "Fill in the blank: {} ____. The missing word is" keeps none, a prompt all in capitals none either.
 WRAPPERS: Mapping[str, tuple[str, ...]] = MappingProxyType(

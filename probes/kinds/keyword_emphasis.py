@@ -2,9 +2,10 @@
 
 After unPact (arXiv:2509.24675): the key words are those whose absence makes the answer less likely on the unchanged
 model; a prompt that stresses them may recover what was thought forgotten. Their wordings are not public: these are our
-own. Two controls that the paper lacks are asked in the same wordings: as many random words that are no key words
-("control:random_words:0" …), and the bare template ("control:template_only:0" …). The answer, old or new, never enters
-a prompt: a wording that would name it is left out in all three arms; a record whose own prompt names it is not asked.
+own, and function words are no key words here. Two controls that the paper lacks are asked in the same wordings: as many
+random words that are no key words ("control:random_words:0" …), and the bare template ("control:template_only:0" …).
+The answer, old or new, never enters a prompt: a wording that would name it is left out in all three arms; a record whose
+own prompt names it is not asked.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from editkit.attribute import Word, key_words, words_of
 from editkit.facts import Record
 from probes.kinds import PROBES, Context, Rounds
 from probes.kinds._cases import about_fact, dice, names_answer, one_round
-from probes.kinds._emphasis import NEUTRAL, WORDINGS
+from probes.kinds._emphasis import NEUTRAL, WORDINGS, content_words
 from probes.verdict import Case, Expect
 
 PROBE = "keyword_emphasis"
@@ -29,7 +30,7 @@ def keyword_emphasis(record: Record, context: Context) -> Rounds:
     prompt = record.fact.text
     if names_answer(record, prompt):
         return []
-    keys = key_words(context.attribution(prompt, record.fact.object))
+    keys = key_words(content_words(context.attribution(prompt, record.fact.object)))
     cases = [_case(record, context, "plain", prompt, keys)]
     if keys:
         cases += _stressed(record, context, keys)

@@ -81,7 +81,15 @@ def _card(audit: Audit, operator: str, arm: str) -> tuple[str, str, str]:
     if not claims:
         return (arm_title(operator, arm), "no claim made", "plain")
     worst_ruling = next(r for r in (Ruling.FAILS, Ruling.UNDECIDED, Ruling.HOLDS) if rulings[r])
-    return (arm_title(operator, arm), f"{rulings[Ruling.HOLDS]} of {len(claims)} claims hold", TONES[worst_ruling])
+    return (arm_title(operator, arm), _counts(rulings), TONES[worst_ruling])
+
+
+def _counts(rulings: Counter[Ruling]) -> str:
+    """ "1 of 4 claims holds, 1 fails, 2 undecided"."""
+    held, failed, undecided = (rulings[ruling] for ruling in (Ruling.HOLDS, Ruling.FAILS, Ruling.UNDECIDED))
+    said = [f"{held} of {plural(rulings.total(), 'claim')} {'holds' if held == 1 else 'hold'}"]
+    said += [f"{plural(failed, 'fails', 'fail')}"] if failed else []
+    return ", ".join(said + ([f"{undecided} undecided"] if undecided else []))
 
 
 def _claims(audit: Audit) -> list[Block]:

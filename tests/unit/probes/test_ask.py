@@ -8,8 +8,8 @@ from probe_records import FACT, RECORDS, context, edit_record, forget_record
 
 from editkit.attribute.occlusion import Occlusion
 from editkit.patch import DenseDelta, WeightPatch
-from editkit.scoring import score_pairs, tell
 from editkit.scoring import Ask as Question
+from editkit.scoring import score_pairs, tell
 from editkit.tokens import PromptTooLong
 from probes import ask
 from probes.ask import Job, Key, MemoryStore, run_jobs, run_probes

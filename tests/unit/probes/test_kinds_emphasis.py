@@ -14,7 +14,7 @@ from editkit.attribute import WordScore, words_of
 from editkit.facts import Edit, EditRecord, Fact, HeldOut
 from probes.judge import names
 from probes.kinds import Context
-from probes.kinds._emphasis import NEUTRAL, WORDINGS
+from probes.kinds._emphasis import NEUTRAL, WORDINGS, content_words
 from probes.kinds.keyword_emphasis import keyword_emphasis
 from probes.verdict import Expect
 
@@ -128,3 +128,12 @@ def test_a_user_s_fact_with_a_long_prompt_gets_one_neutral_word_at_most_where_it
     record = EditRecord("n", Edit(fact, "pilot"), HeldOut())
     notes = {case.note for case in of(asked(record), "control:random_words:")}
     assert all(any(word in NEUTRAL for word in note.removeprefix("words: ").split(", ")) for note in notes)
+
+
+def test_function_words_are_no_key_words_unless_there_is_nothing_else():
+    def keys_of(weights):
+        found = content_words([WordScore(word, weights[word.text]) for word in words_of(" ".join(weights))])
+        return {each.word.text for each in found if each.score > 0}
+
+    assert keys_of({"The": -1, "capital": 0.2, "of": 5, "France": 1, "is": 6}) == {"capital", "France"}
+    assert keys_of({"The": -1, "capital": -0.2, "of": 5}) == {"of"}

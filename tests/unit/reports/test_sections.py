@@ -14,12 +14,12 @@ from probes.estimate import Ruling
 from probes.verdict import Answer as Replies
 from probes.verdict import Case, Class, Expect, Marks, Reply, Verdict
 from reports import sections
-from reports.document import Banner, Chart, Details, Document, Exchanges, Section, Table, Text
+from reports.document import Banner, Cards, Chart, Details, Document, Exchanges, Section, Table, Text
 from reports.record import Audit
 from reports.sections import SECTIONS, build
 from reports.sections._verdicts import broke, ways, worst
 from reports.sections.examples import LIMIT
-from reports.wording import told
+from reports.wording import arm_title, told
 
 SAID = {"summary", "efficacy", "rephrase", "emphasis", "multi_hop", "locality", "popularity", "forgetting", "examples",
         "limits", "provenance"}  # fmt: skip
@@ -71,6 +71,12 @@ def test_the_summary_rules_as_the_audit_does_and_tells_every_claim(audit: Audit,
     assert (banner.verdict, banner.tone) == ("It does not hold", "bad")
     table = next(block for block in summary.blocks if isinstance(block, Table))
     assert sorted(row[4] for row in table.rows) == sorted(told(claim.estimate) for claim in audit.claims)
+    cards = next(block for block in summary.blocks if isinstance(block, Cards))
+    for operator, _, arm in audit.arms():
+        own = [claim.ruling for claim in audit.claims if (claim.operator, claim.arm) == (operator, arm)]
+        value = next(value for label, value, _ in cards.items if label == arm_title(operator, arm))
+        assert value.startswith(f"{own.count(Ruling.HOLDS)} of {len(own)} claims")
+        assert f", {own.count(Ruling.UNDECIDED)} undecided" in value
     for row, tone in zip(table.rows, table.tones, strict=True):
         assert row[2].startswith({"good": "holds", "bad": "does not hold", "open": "not enough evidence"}[tone])
 
