@@ -16,6 +16,7 @@ import probes
 from editkit.handle import ModelHandle
 from editkit.models import EMBEDDED
 
+SOURCES = {".py", ".toml", ".html", ".css", ".js"}
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "scipy", "pandas", "gguf")
 
 
@@ -24,7 +25,7 @@ def code_digest() -> str:
     state = hashlib.sha256()
     roots = [Path(str(package.__file__)).parent for package in (editkit, probes)] + [Path(__file__).parent]
     for root in roots:
-        for path in sorted([*root.rglob("*.py"), *root.rglob("*.toml"), *root.rglob("*.html")]):
+        for path in sorted(p for p in root.rglob("*") if p.suffix in SOURCES):
             state.update(f"{root.name}/{path.relative_to(root)} ".encode())
             state.update(path.read_bytes())
     return state.hexdigest()

@@ -153,7 +153,7 @@ class Journal:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             _cut_torn_tail(self.path)
             self._stream = self.path.open("a", encoding="utf-8", newline="\n")
-        self._stream.write(json.dumps(entry, ensure_ascii=False, allow_nan=False) + "\n")
+        self._stream.write(json.dumps(entry, allow_nan=False) + "\n")  # ASCII, so that lone surrogates can be kept
         self._stream.flush()
         self._entries.append(entry)
 
@@ -226,14 +226,17 @@ def read_audit(folder: Path) -> Audit:
 
 def _read(path: Path) -> Iterator[dict[str, Any]]:
     """Entries of the journal; a torn last line is passed over, any other broken line is an error."""
-    with path.open(encoding="utf-8", newline="\n") as stream:
+    with path.open("rb") as stream:
         for number, line in enumerate(stream, 1):
-            if not line.endswith("\n"):
+            if not line.endswith(b"\n"):
                 return
             try:
-                yield json.loads(line)
-            except json.JSONDecodeError as error:
+                entry = json.loads(line)
+            except ValueError as error:  # no JSON, or no UTF-8
                 raise RecordError(f"{path}, line {number} is no JSON ({error}); the record is damaged") from None
+            if not isinstance(entry, dict) or "kind" not in entry:
+                raise RecordError(f"{path}, line {number} is no entry of a record; the record is damaged")
+            yield entry
 
 
 def _cut_torn_tail(path: Path) -> None:

@@ -29,8 +29,8 @@ NEUTRAL = (
 # Never key words: a cloze that loses its last "of" or "is" breaks, so these would count highest.
 FUNCTION_WORDS = frozenset(
     ["a", "an", "the", "this", "that", "it", "its", "and", "or", "but", "of", "in", "on", "at", "by", "to", "from",
-     "with", "for", "as", "into", "is", "are", "was", "were", "be", "been", "has", "have", "had", "do", "does", "did", "which",
-     "what", "who", "whose", "where", "when", "how", "there", "here", "you", "he", "she", "they", "we", "i"]
+     "with", "for", "as", "into", "is", "are", "was", "were", "be", "been", "has", "have", "had", "do", "does", "did",
+     "which", "what", "who", "whose", "where", "when", "how", "there", "here", "you", "he", "she", "they", "we", "i"]
 )  # fmt: skip
 
 

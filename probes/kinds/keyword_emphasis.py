@@ -4,8 +4,8 @@ After unPact (arXiv:2509.24675): the key words are those whose absence makes the
 model; a prompt that stresses them may recover what was thought forgotten. Their wordings are not public: these are our
 own, and function words are no key words here. Two controls that the paper lacks are asked in the same wordings: as many
 random words that are no key words ("control:random_words:0" …), and the bare template ("control:template_only:0" …).
-The answer, old or new, never enters a prompt: a wording that would name it is left out in all three arms; a record whose
-own prompt names it is not asked.
+The answer, old or new, never enters a prompt: a wording that would name it is left out in all three arms; a record
+whose own prompt names it is not asked.
 """
 
 from __future__ import annotations

@@ -136,7 +136,7 @@ def test_a_finished_run_is_never_asked_again(handle, monkeypatch):
     first = run_probes(handle, [patch], ALL, store=store)
     again = Counting()
     again.replies = dict(store.replies)
-    monkeypatch.setattr(ask, "tell_in_parts", lambda handle, asks: pytest.fail("asked") if asks else iter(()))
+    monkeypatch.setattr(ask, "tell_in_parts", lambda handle, asks, **_: pytest.fail("asked") if asks else iter(()))
     assert run_probes(handle, [patch], ALL, store=again) == first
     assert again.batches == 0
 
@@ -147,8 +147,8 @@ def test_a_killed_run_goes_on_where_it_was(handle, monkeypatch):
     everything = Counting()
     run_probes(handle, [patch], ALL, store=everything)
 
-    def dying(this, asks):
-        for number, part in enumerate(real(this, asks, rows=4)):
+    def dying(this, asks, **options):
+        for number, part in enumerate(real(this, asks, rows=4, **options)):
             if store.batches == 7:
                 raise KeyboardInterrupt
             assert number < 1000
@@ -174,7 +174,9 @@ def test_a_new_target_of_a_known_prompt_is_scored_without_speaking_again(handle,
     run_probes(handle, [], [Job("rewrite", RECORDS["edit"])], store=store)
     asked = []
     real = ask.tell_in_parts
-    monkeypatch.setattr(ask, "tell_in_parts", lambda handle, asks: asked.extend(asks) or real(handle, asks))
+    monkeypatch.setattr(
+        ask, "tell_in_parts", lambda handle, asks, **options: asked.extend(asks) or real(handle, asks, **options)
+    )
     [verdict] = run_probes(handle, [], [Job("rewrite", RECORDS["forget"])], store=store)
     [question] = asked
     assert question.generate is False
