@@ -41,7 +41,7 @@ class MomentSettings:
     """What is measured: `tokens` tokens in pieces of `length`, of the text file `corpus` (a text a line), or of text
     that the model writes from `seed` where `corpus` is "". `dtype` is how the matrix is kept."""
 
-    tokens: int = 8192
+    tokens: int = 4096
     length: int = 64
     seed: int = 0
     corpus: str = ""
@@ -56,7 +56,7 @@ class MomentSettings:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Moment:
-    """`matrix` is C (d_in, d_in) in float64 on the CPU, the mean over `tokens` tokens; `key` names how it came about."""
+    """`matrix` is C (d_in, d_in), float64 on the CPU: the mean over `tokens` tokens. `key` names how it came about."""
 
     matrix: Float[Tensor, "d_in d_in"]
     tokens: int

@@ -11,7 +11,7 @@ import difflib
 import hashlib
 import json
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from importlib import resources
 from importlib.metadata import version
@@ -34,19 +34,28 @@ class Operator(Protocol[Request]):
 
 
 class EditOperator(Protocol):
-    """Gives facts new objects; all edits of one call go into one patch."""
+    """Gives facts new objects; all edits of one call go into one patch. `progress` is told (what, done, of how many)."""
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
-    def __call__(self, handle: ModelHandle, edits: Sequence[Edit], *, seed: int) -> Patch: ...
+    def __call__(
+        self,
+        handle: ModelHandle,
+        edits: Sequence[Edit],
+        *,
+        seed: int,
+        progress: Callable[[str, int, int], None] | None = None,
+    ) -> Patch: ...
 
 
 class UnlearnOperator(Protocol):
-    """Makes a model forget examples and keep others."""
+    """Makes a model forget examples and keep others. `progress` is told of each `training.TrainStep`."""
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
-    def __call__(self, handle: ModelHandle, request: ForgetRequest, *, seed: int) -> Patch: ...
+    def __call__(
+        self, handle: ModelHandle, request: ForgetRequest, *, seed: int, progress: Callable[[Any], None] | None = None
+    ) -> Patch: ...
 
 
 EDITS: Registry[type[EditOperator]] = Registry("edit", "editkit.edit")

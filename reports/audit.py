@@ -189,8 +189,14 @@ class Trial:
         self._ask("joint", [((patch,), records)])
 
     def _edit(self, arm: str, record: EditRecord) -> WeightPatch:
-        handle, seed = self.session.handle, self.session.spec.seed
-        return self._kept(arm, record.id, [record.id], lambda: self.operator(handle, [record.edit], seed=seed))
+        handle, seed, watch = self.session.handle, self.session.spec.seed, self.session.watch
+
+        def progress(what: str, done: int, total: int) -> None:
+            watch.step(0, note=f"{record.id}: {what} {done}/{total}")
+
+        return self._kept(
+            arm, record.id, [record.id], lambda: self.operator(handle, [record.edit], seed=seed, progress=progress)
+        )
 
     def _kept(self, arm: str, name: str, facts: Sequence[str], call: Callable[[], WeightPatch]) -> WeightPatch:
         session = self.session

@@ -144,6 +144,8 @@ class _Search:
             if len(found) == self.edits:
                 break
             [grad] = torch.autograd.grad(loss.sum(), self.residual)
+            if step == 1 and not grad.any(dim=1).all():
+                raise SolveError(f"no change at layer {self.all.upper.layer} can reach the new object; edit a lower layer")
             adam.step(grad)
             self.clamp()
         return [found[edit] for edit in range(self.edits)]
@@ -196,8 +198,10 @@ class _Search:
         if not torch.isfinite(loss).all():
             raise SolveError("the loss of the value search is not finite; load the model in float32")
         done = [edit for edit, value in zip(live, loss.tolist(), strict=True) if value < self.settings.stop_below]
-        whole = len(self.batch.rows) == len(live) * self.per_edit
-        checked = dict(zip(done, self.loss(done, self.drawn(everything=True)).tolist(), strict=True)) if done and not whole else {}
+        checked: dict[int, float] = {}
+        if done and len(self.batch.rows) < len(live) * self.per_edit:
+            whole = self.loss(done, self.drawn(everything=True))
+            checked = dict(zip(done, whole.tolist(), strict=True))
         return [checked.get(edit, value) for edit, value in zip(live, loss.tolist(), strict=True)]
 
     @torch.no_grad()

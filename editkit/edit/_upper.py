@@ -71,7 +71,9 @@ def prepare(handle: ModelHandle, layer: int, rows: Sequence[Row]) -> Upper:
     """Read all rows once. Raises PromptTooLong where one does not fit the model's context."""
     longest = max(len(row.prefix) + len(row.suffix) for row in rows)
     if longest > handle.context:
-        raise PromptTooLong(f"an edit needs {longest} tokens, {handle.name!r} takes {handle.context}; shorten the prompt")
+        raise PromptTooLong(
+            f"an edit needs {longest} tokens, {handle.name!r} takes {handle.context}; shorten the prompt"
+        )
     filler = pad_id_of(handle.tokenizer)
     suffix = pad([row.suffix for row in rows], side="right", pad_id=filler, device=handle.device)
     begin = torch.tensor([len(row.prefix) for row in rows], device=handle.device)

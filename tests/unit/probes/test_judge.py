@@ -188,6 +188,11 @@ def test_margins_are_higher_the_more_the_case_is_met(this, margin):
     assert judge(this, Answer(reply("Paris", OLD_AHEAD), reply("x", NEW_AHEAD))).margin_after == pytest.approx(margin)
 
 
+def test_an_edit_is_compared_with_its_new_answer_whatever_else_is_scored():
+    likely_other = reply("Rome", {"Paris": -2.0, "Rome": -3.0, "Oslo": -1.0})
+    assert judge(case(contrast=("Oslo",)), Answer(likely_other, likely_other)).margin_after == pytest.approx(-1.0)
+
+
 def test_what_was_wrong_before_says_nothing_about_what_must_stay():
     stays = case(Expect.UNCHANGED, new=())
     wrong = judge(stays, Answer(reply("Oslo", OLD_AHEAD), reply("Oslo", OLD_AHEAD)))

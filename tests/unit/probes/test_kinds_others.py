@@ -76,6 +76,12 @@ def test_forgetting_compares_neighbours_with_their_own_kind():
     assert by_prompt["The currency of Poland is the"].contrast == ("krona",)
 
 
+@pytest.mark.parametrize("probe", ["neighborhood", "popularity"])
+def test_a_neighbour_that_is_there_twice_counts_once(probe):
+    record = edit_record(neighborhood=(asked("Peru", "Lima"), asked("Peru", "Lima")))
+    assert len(run(probe, record, old_answer, new_answer)[0]) == 1
+
+
 def test_a_neighbour_that_has_the_new_object_has_nothing_to_be_compared_with():
     [case], _ = run("neighborhood", edit_record(neighborhood=(asked("Italy", "Rome"),)), old_answer, new_answer)
     assert case.contrast == ()
