@@ -12,7 +12,7 @@ import hashlib
 import json
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from importlib import resources
 from importlib.metadata import version
 from types import UnionType
@@ -81,13 +81,25 @@ def settings_of(operator: Any) -> dict[str, Any]:
 
 def build(kind: type[Any], settings: Mapping[str, Any], where: str = "") -> Any:
     """A dataclass from plain values, nested ones too. Unknown names and wrong types are refused with the near ones."""
+    values = check_settings(kind, settings, where)
+    lacking = [f.name for f in fields(kind) if f.name not in values and f.default is MISSING is f.default_factory]
+    if lacking:
+        raise ValueError(f"{where or kind.__name__} needs {', '.join(lacking)}; no preset gives it for this model")
+    return kind(**values)
+
+
+def check_settings(kind: type[Any], settings: Mapping[str, Any], where: str = "") -> dict[str, Any]:
+    """Plain values as the types their fields have; what is not given may be missing. Raises ValueError."""
     known = {f.name: f for f in fields(kind)}
     hints = get_type_hints(kind)
     for name in settings:
         if name not in known:
             near = difflib.get_close_matches(name, known) or sorted(known)
             raise ValueError(f"no setting {where + name!r}; there is {', '.join(near)}")
-    return kind(**{name: _fitted(hints[name], value, f"{where}{name}") for name, value in settings.items()})
+    return {name: _fitted(hints[name], value, f"{where}{name}") for name, value in settings.items()}
+
+
+NONE = "none"  # how TOML, which has no null, says that a setting is off
 
 
 def _fitted(hint: Any, value: Any, where: str) -> Any:
@@ -99,7 +111,11 @@ def _fitted(hint: Any, value: Any, where: str) -> Any:
         inner = get_args(hint)[0]
         return tuple(_fitted(inner, item, where) for item in value)
     if origin in (Union, UnionType):
-        return value if value is None else _fitted(next(a for a in get_args(hint) if a is not type(None)), value, where)
+        return (
+            None
+            if value in (None, NONE)
+            else _fitted(next(a for a in get_args(hint) if a is not type(None)), value, where)
+        )
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if (isinstance(hint, type) and not isinstance(value, hint)) or (hint is int and isinstance(value, bool)):

@@ -80,14 +80,18 @@ def tell(
     *,
     max_new_tokens: int = MAX_NEW_TOKENS,
     rows: int = ROWS,
+    enough: Callable[[str], bool] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> list[Told]:
     """Answer every ask, in the order given. `progress` is told how many more are done.
 
+    A text ends at `max_new_tokens`, at EOS, at a line break, or when `enough` says of the text so far that no more is
+    wanted.
+
     Raises PromptTooLong where prompt, target and text together pass the model's context.
     """
     answers: dict[int, Told] = {}
-    for part, told in tell_in_parts(handle, asks, max_new_tokens=max_new_tokens, rows=rows):
+    for part, told in tell_in_parts(handle, asks, max_new_tokens=max_new_tokens, rows=rows, enough=enough):
         answers.update(zip(part, told, strict=True))
         if progress:
             progress(len(part))
@@ -95,13 +99,18 @@ def tell(
 
 
 def tell_in_parts(
-    handle: ModelHandle, asks: Sequence[Ask], *, max_new_tokens: int = MAX_NEW_TOKENS, rows: int = ROWS
+    handle: ModelHandle,
+    asks: Sequence[Ask],
+    *,
+    max_new_tokens: int = MAX_NEW_TOKENS,
+    rows: int = ROWS,
+    enough: Callable[[str], bool] | None = None,
 ) -> Iterator[tuple[list[int], list[Told]]]:
     """The same, batch by batch as it is done: (places in `asks`, answers), so that a caller can keep what is done."""
     ready = [_encode(handle, ask, max_new_tokens) for ask in asks]
     for part in _batches(ready, rows):
         with torch.inference_mode():
-            yield part, _tell_batch(handle, [ready[i] for i in part], max_new_tokens)
+            yield part, _tell_batch(handle, [ready[i] for i in part], Speech(max_new_tokens, _stop_ids(handle), enough))
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,13 +144,28 @@ def _batches(ready: Sequence[_Encoded], rows: int) -> list[list[int]]:
     return [order[i : i + rows] for i in range(0, len(order), rows)]
 
 
-def _tell_batch(handle: ModelHandle, batch: Sequence[_Encoded], max_new_tokens: int) -> list[Told]:
+@dataclass(frozen=True, slots=True)
+class Speech:
+    """When a greedy text ends."""
+
+    max_new_tokens: int
+    stops: frozenset[int]
+    enough: Callable[[str], bool] | None
+
+    def over(self, handle: ModelHandle, ids: Sequence[int]) -> bool:
+        if ids[-1] in self.stops:
+            return True
+        text = handle.tokenizer.decode(ids)
+        return bool(text.strip()) and ("\n" in text.lstrip() or (self.enough is not None and self.enough(text)))
+
+
+def _tell_batch(handle: ModelHandle, batch: Sequence[_Encoded], speech: Speech) -> list[Told]:
     prompts, cache, last = _read_prompts(handle, [e.ids for e in batch])
     scores = _score_targets(handle, batch, prompts, cache, last)
     texts = [""] * len(batch)
     speaking = [i for i, e in enumerate(batch) if e.generate]
     if speaking:
-        for i, text in zip(speaking, _speak(handle, prompts, cache, last, speaking, max_new_tokens), strict=True):
+        for i, text in zip(speaking, _speak(handle, prompts, cache, last, speaking, speech), strict=True):
             texts[i] = text
     return [Told(text, score) for text, score in zip(texts, scores, strict=True)]
 
@@ -252,21 +276,20 @@ def _branch(cache: DynamicCache, rows: Tensor) -> DynamicCache:
 
 
 def _speak(
-    handle: ModelHandle, prompts: Padded, cache: DynamicCache, last: Tensor, rows: list[int], max_new_tokens: int
+    handle: ModelHandle, prompts: Padded, cache: DynamicCache, last: Tensor, rows: list[int], speech: Speech
 ) -> list[str]:
-    """Greedy continuations. A text ends at EOS or a line break after its first word; finished rows leave the batch."""
+    """Greedy continuations; finished rows leave the batch."""
     picked = torch.tensor(rows, device=handle.device)
     cache = _branch(cache, picked)
     mask, position, hidden = prompts.mask[picked], prompts.positions[picked, -1] + 1, last[picked]
     spoken: list[list[int]] = [[] for _ in rows]
     alive = list(range(len(rows)))
-    stops = _stop_ids(handle)
-    for step in range(max_new_tokens):
+    for step in range(speech.max_new_tokens):
         chosen = unembed(handle, hidden).argmax(-1)
         for place, token in zip(alive, chosen.tolist(), strict=True):
             spoken[place].append(token)
-        going = [i for i, place in enumerate(alive) if not _ended(handle, spoken[place], stops)]
-        if not going or step == max_new_tokens - 1:
+        going = [i for i, place in enumerate(alive) if not speech.over(handle, spoken[place])]
+        if not going or step == speech.max_new_tokens - 1:
             break
         keep = torch.tensor(going, device=handle.device)
         if len(going) < len(alive):
@@ -276,27 +299,20 @@ def _speak(
         position = position[keep]
         hidden = _run(handle, chosen[keep, None], mask, position[:, None], cache)[:, -1]
         position = position + 1
-    return [_text(handle, ids, stops) for ids in spoken]
+    return [_text(handle, ids, speech.stops) for ids in spoken]
 
 
-def _stop_ids(handle: ModelHandle) -> set[int]:
+def _stop_ids(handle: ModelHandle) -> frozenset[int]:
     """Ids that end a text: EOS of tokenizer, config and generation config."""
     stops: set[int] = set()
     generation = handle.model.generation_config.eos_token_id if handle.model.can_generate() else None
     for ids in (handle.tokenizer.eos_token_id, handle.model.config.eos_token_id, generation):
         if ids is not None:
             stops.update(ids if isinstance(ids, list) else [ids])
-    return stops
+    return frozenset(stops)
 
 
-def _ended(handle: ModelHandle, ids: list[int], stops: set[int]) -> bool:
-    if ids[-1] in stops:
-        return True
-    text = handle.tokenizer.decode(ids)
-    return "\n" in text.lstrip() and bool(text.strip())
-
-
-def _text(handle: ModelHandle, ids: list[int], stops: set[int]) -> str:
+def _text(handle: ModelHandle, ids: list[int], stops: frozenset[int]) -> str:
     kept = [i for i in ids if i not in stops]
     return str(handle.tokenizer.decode(kept, skip_special_tokens=True)).strip()
 

@@ -16,6 +16,7 @@ from editkit.facts import Record
 from editkit.handle import ModelHandle
 from editkit.patch import Patch
 from editkit.scoring import MAX_NEW_TOKENS, Ask, Told, tell_in_parts
+from probes.judge import said_enough
 from probes.kinds import PROBES, Attribution, Context, Rounds
 from probes.verdict import Answer, Case, Reply, Verdict
 
@@ -197,7 +198,7 @@ class _Asker:
             if kept is None or missing:
                 asks.append(Ask(prompt, missing, generate and kept is None))
         self._advance(len(wanted) - len(asks))
-        for places, told in tell_in_parts(self.handle, asks, max_new_tokens=self.max_new_tokens):
+        for places, told in tell_in_parts(self.handle, asks, max_new_tokens=self.max_new_tokens, enough=said_enough):
             prompts = [asks[place].prompt for place in places]
             fresh = {prompt: _merged(replies.get(prompt), each) for prompt, each in zip(prompts, told, strict=True)}
             self.store.put([(Key(state, prompt, generate), reply) for prompt, reply in fresh.items()])

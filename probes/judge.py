@@ -68,6 +68,19 @@ def first_sentence(text: str) -> str:
     return text.strip()
 
 
+def said_enough(text: str) -> bool:
+    """Whether more text cannot change the class: the first sentence is over, and what follows begins a new thought.
+
+    A text that begins to repeat itself is let go on, so that babble is seen as such.
+    """
+    first = first_sentence(text)
+    rest = normalise(text.strip()[len(first) :]).split()
+    if not rest or not text.strip().startswith(first):
+        return False
+    said = (*normalise(first).split(), *rest[:-1])
+    return not any(word.startswith(rest[-1]) for word in said)  # the last word may still be growing
+
+
 def _words(text: str) -> list[_Word]:
     plain = "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))
     words: list[_Word] = []
@@ -242,9 +255,9 @@ def _generation(case: Case, cls: Class) -> bool:
 
 
 def mark(case: Case, reply: Reply, cls: Class) -> Marks:
-    """One reply under the three protocols. A `MOVES` case is marked like `HOLDS`: True is that the change stands."""
+    """One reply under the three protocols. A knife-edge margin, which another batch shape might turn, is no mark. A `MOVES` case is marked like `HOLDS`: True is that the change stands."""
     margin = margin_of(case, reply)
-    contrast = None if margin is None else margin > 0
+    contrast = None if margin is None or abs(margin) < KNIFE_EDGE else margin > 0
     return Marks(contrast, _argmax(case, reply), _generation(case, cls))
 
 

@@ -24,7 +24,7 @@ from probes.estimate import Ruling, decide, groups_needed
 from probes.metrics import METRICS, Row, summarise
 from probes.verdict import Verdict
 from reports.changes import compute
-from reports.choose import Chosen, choose, known_ids
+from reports.choose import Chosen, select
 from reports.environment import code_digest, described, environment
 from reports.record import JOURNAL, Audit, Change, Claim, FactRow, Figure, Journal, Judged, RecordError, read_audit
 from reports.render import write_reports
@@ -66,8 +66,8 @@ def run(spec: AuditSpec, folder: Path, *, watch: Watch | None = None, command: s
     handle = ModelHandle.load(spec.model.name, spec.model.options())
     _begin(journal, spec, folder, handle)
     session = _prepared(spec, folder, handle, base, journal, watch)
-    for part in spec.operators:
-        _try_operator(session, part)
+    for trial in [_trial(session, part) for part in spec.operators]:  # all configured before the first is tried
+        trial.run()
     audit = _audit(session, command, started, time.perf_counter() - began)
     journal.finish(audit)
     watch.phase("Writing the reports")
@@ -118,26 +118,17 @@ def _begin(journal: Journal, spec: AuditSpec, folder: Path, handle: ModelHandle)
 def _prepared(
     spec: AuditSpec, folder: Path, handle: ModelHandle, base: FactBase, journal: Journal, watch: Watch
 ) -> Session:
-    known = known_ids(handle, base, journal, watch)
     most = max(part.n or spec.facts.n for part in spec.operators)
-    return Session(spec, folder, handle, base, journal, watch, choose(base, spec.facts, most, known, spec.seed))
+    chosen = select(handle, base, spec.facts, most, spec.seed, journal, watch)
+    return Session(spec, folder, handle, base, journal, watch, chosen)
 
 
 # One operator --
 
 
-def _try_operator(session: Session, part: OperatorPart) -> None:
-    entries = session.chosen.entries[: part.n or session.spec.facts.n]
+def _trial(session: Session, part: OperatorPart) -> Trial:
     operator, source = configured(part.name, session.handle, part.settings)
-    trial = Trial(session, part, operator, source)
-    if part.task == "edit":
-        records = [session.base.edit_record(e, seed=session.spec.seed, known=session.chosen.known) for e in entries]
-        for arm in part.arms:
-            (trial.single if arm == "single" else trial.stacked)(records)
-    else:
-        trial.joint(
-            [session.base.forget_record(e, seed=session.spec.seed, known=session.chosen.known) for e in entries]
-        )
+    return Trial(session, part, operator, source)
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +139,18 @@ class Trial:
     part: OperatorPart
     operator: Any
     source: str
+
+    def run(self) -> None:
+        """Every arm of the operator."""
+        session = self.session
+        entries = session.chosen.entries[: self.part.n or session.spec.facts.n]
+        how = {"seed": session.spec.seed, "known": session.chosen.known}
+        if self.part.task == "edit":
+            edits = [session.base.edit_record(entry, **how) for entry in entries]
+            for arm in self.part.arms:
+                (self.single if arm == "single" else self.stacked)(edits)
+        else:
+            self.joint([session.base.forget_record(entry, **how) for entry in entries])
 
     def single(self, records: Sequence[EditRecord]) -> None:
         """Each edit by itself: made, asked about, rolled back."""

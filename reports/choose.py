@@ -12,13 +12,15 @@ from editkit.data import DataError, FactBase
 from editkit.entries import Entry
 from editkit.handle import ModelHandle
 from editkit.scoring import Ask, tell_in_parts
-from probes.judge import classify
+from probes.judge import classify, said_enough
 from probes.verdict import Class
 from reports.record import Journal
 from reports.spec import FactsPart
 from reports.watch import Watch
 
 T = TypeVar("T")
+SAMPLE = 40  # facts asked of each relation that may be changed
+SAMPLE_OTHERS = 8  # and of each other relation
 KNOWS_WITHIN = 8  # tokens of greedy text in which the object must come
 
 
@@ -31,20 +33,55 @@ class Chosen:
     passed_over: dict[str, int]
 
 
-def known_ids(handle: ModelHandle, base: FactBase, journal: Journal, watch: Watch) -> frozenset[str]:
-    """Ids of the entries whose direct prompt the base model completes with the right object; asked once a run."""
+def known_ids(
+    handle: ModelHandle, base: FactBase, entries: Sequence[Entry], journal: Journal, watch: Watch
+) -> frozenset[str]:
+    """Ids of those entries whose direct prompt the base model completes with the right object; asked once a run."""
     told = {entry["id"]: entry["right"] for entry in journal.entries("known")}
-    todo = [entry for entry in base.table.entries if entry.id not in told]
-    watch.phase("What the base model knows", len(base.table.entries))
-    watch.step(len(told))
+    todo = [entry for entry in entries if entry.id not in told]
+    watch.phase("What the base model knows", len(entries))
+    watch.step(len(entries) - len(todo))
     asks = [Ask(entry.fact.text) for entry in todo]
-    for places, answers in tell_in_parts(handle, asks, max_new_tokens=KNOWS_WITHIN):
+    for places, answers in tell_in_parts(handle, asks, max_new_tokens=KNOWS_WITHIN, enough=said_enough):
         for place, answer in zip(places, answers, strict=True):
             entry = todo[place]
             told[entry.id] = is_right(entry, answer.text, base.range_of(entry.relation))
             journal.append("known", id=entry.id, text=answer.text, right=told[entry.id])
         watch.step(len(places))
-    return frozenset(name for name, right in told.items() if right)
+    return frozenset(entry.id for entry in entries if told[entry.id])
+
+
+def select(
+    handle: ModelHandle, base: FactBase, part: FactsPart, n: int, seed: int, journal: Journal, watch: Watch
+) -> Chosen:
+    """`n` facts to change. Of a large data set no more facts are asked than are needed: first `SAMPLE` of each relation
+    (they serve as neighbours too), then more until `n` are known."""
+    candidates = _candidates(base, part)
+    order, others = spread(candidates, seed), spread([e for e in base.table.entries if e not in set(candidates)], seed)
+    relations = len({entry.relation for entry in candidates})
+    asked = min(len(order), max(SAMPLE * relations, n))
+    beside = [entry for group in _by_relation(others).values() for entry in group[:SAMPLE_OTHERS]]
+    while True:
+        known = known_ids(handle, base, [*order[:asked], *beside], journal, watch)
+        enough = sum(entry.id in known for entry in order[:asked]) >= n or not part.known_only
+        if enough or asked == len(order):
+            return choose(base, part, order[:asked], n, known)
+        asked = min(len(order), 2 * asked)
+
+
+def _candidates(base: FactBase, part: FactsPart) -> list[Entry]:
+    """The facts that may be changed. Raises DataError for a relation that is not there."""
+    unknown = set(part.relations) - set(base.relations)
+    if unknown:
+        raise DataError(f"no relation {min(unknown)!r} in {base.name!r}; there is {', '.join(sorted(base.relations))}")
+    return [e for e in base.editable if not part.relations or e.relation in part.relations]
+
+
+def _by_relation(entries: Iterable[Entry]) -> dict[str, list[Entry]]:
+    groups: dict[str, list[Entry]] = {}
+    for entry in entries:
+        groups.setdefault(entry.relation, []).append(entry)
+    return groups
 
 
 def is_right(entry: Entry, text: str, lexicon: Sequence[str]) -> bool:
@@ -52,21 +89,17 @@ def is_right(entry: Entry, text: str, lexicon: Sequence[str]) -> bool:
     return classify(text, old=entry.names, new=(), lexicon=lexicon, prompt=entry.fact.text) is Class.OLD
 
 
-def choose(base: FactBase, part: FactsPart, n: int, known: frozenset[str], seed: int) -> Chosen:
-    """`n` facts by seed. Raises DataError, with the number there is, where there are not enough."""
-    unknown = set(part.relations) - set(base.relations)
-    if unknown:
-        raise DataError(f"no relation {min(unknown)!r} in {base.name!r}; there is {', '.join(sorted(base.relations))}")
-    candidates = [e for e in base.editable if not part.relations or e.relation in part.relations]
-    usable = [e for e in candidates if e.id in known] if part.known_only else candidates
-    passed_over = {"the base model does not answer it right": len(candidates) - len(usable)}
+def choose(base: FactBase, part: FactsPart, asked: Sequence[Entry], n: int, known: frozenset[str]) -> Chosen:
+    """The first `n` usable facts of those asked. Raises DataError, with the number there is, where there are fewer."""
+    usable = [e for e in asked if e.id in known] if part.known_only else list(asked)
     if n > len(usable):
         which = "the base model answers right" if part.known_only else "there are"
-        out = " or --all-facts to change facts it does not know" if part.known_only else ""
-        raise DataError(
-            f"asked for {n} facts of {base.name!r}, {which} {len(usable)} of {len(candidates)}; use --n {len(usable)}{out}"
-        )
-    return Chosen(tuple(spread(usable, seed)[:n]), known, {k: v for k, v in passed_over.items() if v})
+        way_out = f"use --n {len(usable)}" if usable else "name other facts"
+        more = ", or --all-facts to change facts it does not know too" if part.known_only else ""
+        raise DataError(f"asked for {n} facts of {base.name!r}, {which} {len(usable)} of {len(asked)}; {way_out}{more}")
+    last = asked.index(usable[n - 1]) + 1
+    passed_over = {"the base model does not answer it right": last - n} if last > n else {}
+    return Chosen(tuple(usable[:n]), known, passed_over)
 
 
 def spread(entries: Sequence[Entry], seed: int) -> list[Entry]:

@@ -17,7 +17,7 @@ import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from editkit.models import DEFAULT_MODEL, LoadOptions
-from editkit.operators import operator_class
+from editkit.operators import NONE, check_settings, operator_class
 from probes.kinds import PROBES
 from probes.metrics import METRICS
 
@@ -51,7 +51,7 @@ class FactsPart(_Part):
 
     source: str = "world"
     relations: tuple[str, ...] = ()
-    n: int = Field(16, ge=1)
+    n: int = Field(8, ge=1)
     known_only: bool = True  # only facts that the base model answers right
     retain: int = Field(32, ge=0)  # examples that an unlearner is told to keep
 
@@ -74,13 +74,25 @@ class OperatorPart(_Part):
     def task(self) -> str:
         return operator_class(self.name)[0]
 
-    @model_validator(mode="after")
-    def _fitting_arms(self) -> OperatorPart:
-        allowed: tuple[Arm, ...] = ("single", "stacked") if self.task == "edit" else ("joint",)
-        for arm in self.arms:
+    @model_validator(mode="before")
+    @classmethod
+    def _fitting_arms(cls, data: Any) -> Any:
+        if not isinstance(data, Mapping) or not isinstance(data.get("name"), str):
+            return data
+        task, kind = operator_class(data["name"])
+        check_settings(kind, data.get("settings") or {})
+        allowed = ("single", "stacked") if task == "edit" else ("joint",)
+        for arm in data.get("arms") or ():
             if arm not in allowed:
-                raise ValueError(f"operator {self.name!r} has no arm {arm!r}; there is {', '.join(allowed)}")
-        return self.model_copy(update={"arms": self.arms or allowed})
+                raise ValueError(f"operator {data['name']!r} has no arm {arm!r}; there is {', '.join(allowed)}")
+        return {**data, "arms": data.get("arms") or allowed, "settings": _without_null(data.get("settings") or {})}
+
+
+def _without_null(value: Any) -> Any:
+    """None as the word that TOML can hold, so that a spec and its file have the same key."""
+    if isinstance(value, Mapping):
+        return {key: _without_null(each) for key, each in value.items()}
+    return NONE if value is None else value
 
 
 class ClaimPart(_Part):
@@ -104,14 +116,15 @@ class ClaimPart(_Part):
         return self
 
 
+# Bars that eight facts can decide: a perfect run of eight has a 95 % interval from 0.68 on. Raise them with n.
 DEFAULT_CLAIMS = (
-    ClaimPart(metric="efficacy_generation", at_least=0.8),
-    ClaimPart(metric="generalization_generation", at_least=0.6),
-    ClaimPart(metric="specificity_generation", at_least=0.8),
-    ClaimPart(metric="forget_efficacy", at_least=0.8),
-    ClaimPart(metric="forget_generalization", at_least=0.8),
-    ClaimPart(metric="retained", at_least=0.8),
-    ClaimPart(metric="recovery_rate", at_most=0.2),
+    ClaimPart(metric="efficacy_generation", at_least=0.65),
+    ClaimPart(metric="generalization_generation", at_least=0.5),
+    ClaimPart(metric="specificity_generation", at_least=0.65),
+    ClaimPart(metric="forget_efficacy", at_least=0.65),
+    ClaimPart(metric="forget_generalization", at_least=0.5),
+    ClaimPart(metric="retained", at_least=0.65),
+    ClaimPart(metric="recovery_rate", at_most=0.35),
 )
 DEFAULT_PROBES = ("rewrite", "rephrase", "keyword_emphasis", "multi_hop", "popularity", "neighborhood")
 

@@ -9,4 +9,11 @@ from typing import Any
 QUICK: dict[str, dict[str, Any]] = {
     "npo": {"schedule": {"learning_rate": 3e-3, "steps": 4}, "stopping": {"forget": None, "floor": 0.0}},
     "grad_diff": {"schedule": {"learning_rate": 3e-3, "steps": 4}, "stopping": {"forget": None, "floor": 0.0}},
+    "rome": {
+        "layer": 1,
+        "target": {"steps": 8, "learning_rate": 0.5, "clamp": 30.0, "kl_weight": 0.0, "weight_decay": 0.0},
+        "contexts": {"lengths": [9], "each": 1},
+        "moments": {"tokens": 400, "length": 20},
+    },
+    "ft_l": {"layer": 1, "bound": 0.05, "learning_rate": 0.02, "steps": 6},
 }

@@ -33,7 +33,9 @@ def test_the_layers_are_kept():
     assert "4 kept, 0 broken" in done.stdout
 
 
-@pytest.mark.parametrize("package", ["editkit.edit", "editkit.unlearn", "probes.kinds", "reports.sections", "reports.render"])
+@pytest.mark.parametrize(
+    "package", ["editkit.edit", "editkit.unlearn", "probes.kinds", "reports.sections", "reports.render"]
+)
 def test_extensions_do_not_know_each_other(package):
     """What two share stands in a file whose name begins with "_", or a layer down."""
     graph = grimp.build_graph(package.partition(".")[0], include_external_packages=False)

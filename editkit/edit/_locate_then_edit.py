@@ -145,7 +145,9 @@ class _Search:
                 break
             [grad] = torch.autograd.grad(loss.sum(), self.residual)
             if step == 1 and not grad.any(dim=1).all():
-                raise SolveError(f"no change at layer {self.all.upper.layer} can reach the new object; edit a lower layer")
+                raise SolveError(
+                    f"no change at layer {self.all.upper.layer} can reach the new object; edit a lower layer"
+                )
             adam.step(grad)
             self.clamp()
         return [found[edit] for edit in range(self.edits)]

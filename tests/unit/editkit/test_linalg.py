@@ -48,7 +48,9 @@ def test_no_other_update_that_maps_the_key_is_smaller_in_the_metric_of_the_momen
 @given(SIZES, st.floats(1e-3, 1e3))
 def test_the_scale_of_the_moment_does_not_matter(sizes, scale):
     moment, key, residual = system(*sizes)
-    np.testing.assert_allclose(solve(moment * scale, key, residual), solve(moment, key, residual), rtol=1e-6, atol=1e-12)
+    np.testing.assert_allclose(
+        solve(moment * scale, key, residual), solve(moment, key, residual), rtol=1e-6, atol=1e-12
+    )
 
 
 def test_keys_that_are_orthogonal_under_the_moment_stay_where_they_were():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
@@ -102,6 +103,7 @@ def test_the_key_changes_with_whatever_the_matrix_depends_on(handle, tmp_path):
         second_moments(handle, [0], change(SMALL, dtype="float32"))[0].key,
         second_moments(handle, [0], change(SMALL, corpus=str(corpus)))[0].key,
         second_moments(handle, [0], SMALL, texts=CORPUS[::-1])[0].key,
+        second_moments(other, [0], SMALL, texts=CORPUS)[0].key,
         second_moments(make_handle("llama", dtype=torch.float64), [0], SMALL)[0].key,
     ]
     assert len(set(keys)) == len(keys)
@@ -152,7 +154,7 @@ def test_progress_comes_to_its_end(handle):
     second_moments(handle, [0], SMALL, progress=lambda *what: heard.append(what))
     assert {what for what, _, _ in heard} == {"writing text", "reading text"}
     assert heard[-1][1] == heard[-1][2]
-    assert all(a[1] <= b[1] for a, b in zip(heard, heard[1:], strict=False) if a[0] == b[0])
+    assert all(a[1] <= b[1] for a, b in itertools.pairwise(heard) if a[0] == b[0])
 
 
 # -- text that the model writes --
@@ -172,7 +174,9 @@ def test_text_depends_on_the_seed_alone(handle_of, layout):
 def test_texts_begin_with_their_openers_and_have_the_length_asked_for(handle):
     plan = TextPlan(3, 12, 0, openers=("The capital", "What is"))
     texts = sampled_texts(handle, plan)
-    assert [t.startswith(o) for t, o in zip(texts, ("The capital", "What is", "The capital"), strict=True)] == [True] * 3
+    assert [t.startswith(o) for t, o in zip(texts, ("The capital", "What is", "The capital"), strict=True)] == [
+        True
+    ] * 3
     with torch.inference_mode():
         longer = sampling._draw(handle, dataclasses.replace(plan, length=20), None)
     assert all(len(long) > len(short) for long, short in zip(longer, texts, strict=True))

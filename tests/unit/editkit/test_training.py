@@ -195,6 +195,18 @@ def test_an_interrupted_run_leaves_no_trace(handle, error, step):
         used.grad = None
 
 
+def test_only_parameters_in_scope_get_gradients(handle):
+    scope = Scope((2,), ("mlp",))
+    inside = set(scope.parameters(handle))
+
+    def look(parameters):
+        assert set(parameters) == inside
+        trained = {name for name, p in handle.model.named_parameters() if p.requires_grad or p.grad is not None}
+        assert trained == inside
+
+    descend(handle, objective(handle, regrad=look), Schedule(1e-3, 1), scope, seed=0)
+
+
 def test_a_model_under_no_grad_is_trained_all_the_same(handle):
     with torch.no_grad():
         assert descend(handle, objective(handle), Schedule(1e-3, 1), EVERYTHING, seed=0).deltas
@@ -205,6 +217,13 @@ def test_same_seed_same_deltas_and_the_seed_orders_the_batches(handle):
     runs = [descend(handle, objective(handle), schedule, EVERYTHING, seed=seed).deltas for seed in (3, 3, 4)]
     assert all(torch.equal(runs[0][name].value, runs[1][name].value) for name in runs[0])
     assert any(not torch.equal(runs[0][name].value, runs[2][name].value) for name in runs[0])
+
+
+def test_a_term_without_weight_is_not_computed(handle):
+    asked = objective(handle)
+    idle = replace(asked.terms[0], weight=0.0, loss=lambda batch: pytest.fail("computed"))
+    descent = descend(handle, replace(asked, terms=(*asked.terms, idle)), Schedule(1e-3, 1), EVERYTHING, seed=0)
+    assert descent.deltas
 
 
 def test_no_steps_no_deltas(handle):

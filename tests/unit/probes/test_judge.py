@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from probes.judge import classify, first_sentence, judge, mark, names
+from probes.judge import classify, first_sentence, judge, mark, names, said_enough
 from probes.verdict import Answer, Case, Class, Expect, Reply
 
 LEXICON = ("Paris", "Rome", "Oslo", "Papua New Guinea", "New York", "New York City", "東京", "Washington, D.C.")
@@ -114,6 +114,23 @@ def test_symbols_that_are_common_words_keep_their_spelling():
     assert classify("AU", old=("Au",)) is Class.OLD
     assert not names("found in nature", "In")
     assert names("The symbol is In.", "In")
+
+
+@pytest.mark.parametrize(
+    ("text", "enough"),
+    [
+        ("", False),
+        ("Paris", False),
+        ("Paris.", False),
+        ("Paris. It", True),
+        ("Paris. Pa", False),  # perhaps the same again
+        ("Paris. Paris. Pari", False),
+        ("Yes. It is", False),  # a filler is no answer
+        ("Washington, D.C", False),
+    ],
+)
+def test_when_enough_is_said(text, enough):
+    assert said_enough(text) is enough
 
 
 # Marks ---------------------------------------------------------------------------------------------------------

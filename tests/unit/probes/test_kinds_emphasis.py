@@ -57,7 +57,7 @@ def test_key_words_are_stressed_and_controls_stress_others():
         words = case.note.removeprefix("words: ").split(", ")
         assert len(words) == len(KEYS)
         assert not KEYS & set(words)
-        assert all(word in case.prompt or word.upper() in case.prompt for word in words if word not in NEUTRAL)
+        assert all(word in case.prompt for word in words if word not in NEUTRAL)
     assert {case.note for case in of(cases, "control:template_only:")} == {""}
 
 
@@ -66,7 +66,7 @@ def test_the_three_arms_of_a_wording_differ_only_in_the_words():
     for i, name in enumerate(WORDINGS):
         arms = [cases[f"key:{name}"], cases[f"control:random_words:{i}"], cases[f"control:template_only:{i}"]]
         assert len(set(arms)) == 3
-        assert len({arm[:8] for arm in arms}) == 1
+        assert len({arm[:5] for arm in arms}) == 1
         assert arms[2] != cases["plain"], "a template that is the plain prompt would be no further try"
 
 
@@ -116,8 +116,6 @@ def test_key_words_are_found_for_the_old_answer_at_the_plain_prompt():
 )
 def test_marking_words_changes_nothing_else(prompt, data):
     words = data.draw(st.lists(st.sampled_from(words_of(prompt)), unique=True))
-    tail = WORDINGS["capitals"](prompt, words).removeprefix(WORDINGS["capitals"]("", ()))
-    assert tail.casefold() == prompt.casefold()
     quoted = WORDINGS["quotes"](prompt, words).removeprefix(WORDINGS["quotes"]("", ()))
     assert quoted.replace('"', "") == prompt.replace('"', "")
     assert quoted.count('"') - prompt.count('"') == 2 * len(words)

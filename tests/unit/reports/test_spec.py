@@ -38,6 +38,11 @@ def test_a_spec_written_and_read_is_the_same(tmp_path_factory, n, seed, level, k
         ("[[operators]]\nname = 'rme'", "no operator named 'rme'; there is rome"),
         ("[[operators]]\nname = 'npo'\narms = ['single']", "operator 'npo' has no arm 'single'; there is joint"),
         ("[[operators]]\nname = 'rome'\n[[operators]]\nname = 'rome'", "stands twice"),
+        ("[[operators]]\nname = 'rome'\n[operators.settings]\nlayr = 3", "no setting 'layr'; there is layer"),
+        (
+            "[[operators]]\nname = 'rome'\n[operators.settings.target]\nsteps = 'x'",
+            "'target.steps' is 'x', expected int",
+        ),
         ("operators = []", "no operator; name at least one"),
         ("probes = ['rephrse']", "no probe named 'rephrse'; there is rephrase"),
         ("[[claims]]\nmetric = 'efficacy_generation'", "needs one of at_least, at_most"),

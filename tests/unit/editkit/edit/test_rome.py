@@ -18,7 +18,7 @@ from editkit.edit._upper import prepare
 from editkit.edit.rome import ROME
 from editkit.facts import Edit, Fact
 from editkit.linalg import SolveError
-from editkit.moments import MomentSettings
+from editkit.moments import MomentSettings, second_moments
 from editkit.scoring import score_pairs
 from editkit.tokens import PromptTooLong, encode_pair
 
@@ -53,20 +53,31 @@ def test_the_fast_search_equals_the_plain_one(handle_of, layout, layer):
 
 
 def test_they_stop_at_the_same_step_and_clamp_alike(handle):
-    search = dataclasses.replace(SEARCH, steps=25, learning_rate=0.5, clamp=1.5, stop_below=4.5)
+    search = dataclasses.replace(
+        SEARCH, steps=25, learning_rate=0.1, clamp=8.0, weight_decay=0.0, kl_weight=0.0, stop_below=5.2
+    )
     edit = ENDING[0]
     _, residual, loss, steps = plain_search(handle, edit, 1, BEFORE, search)
     [found] = find_targets(handle, [edit], 1, BEFORE, search, seed=0)
-    assert 1 < steps < 25 and loss < 4.5
+    assert 1 < steps < 25 and loss < 5.2
     assert (found.notes["steps"], found.notes["loss"]) == (steps, pytest.approx(loss, rel=1e-3))
     assert distance(found.residual, residual) < 1e-3
-    assert found.notes["relative_norm"] <= 1.5 * (1 + 1e-6)
+
+
+def test_the_residual_stays_within_the_clamp_as_the_plain_one_does(handle):
+    search = TargetSearch(8, 0.5, 3.0, kl_weight=0.0, weight_decay=0.0, stop_below=0.0)
+    _, residual, *_ = plain_search(handle, ENDING[0], 1, BEFORE, search)
+    [found] = find_targets(handle, ENDING[:1], 1, BEFORE, search, seed=0)
+    assert found.notes["relative_norm"] == pytest.approx(3.0, rel=1e-5)
+    assert distance(found.residual, residual) < 1e-3
 
 
 @pytest.mark.parametrize("layout", ["llama", "gemma2", "gptj"])
 def test_edits_searched_together_equal_edits_searched_alone(handle_of, layout, monkeypatch):
     handle = handle_of(layout)
-    search = dataclasses.replace(SEARCH, steps=12, learning_rate=0.3, stop_below=4.0)  # some are done before others
+    search = dataclasses.replace(
+        SEARCH, steps=9, learning_rate=0.1, clamp=8.0, weight_decay=0.0, stop_below=5.4
+    )  # some are done before others
     alone = [find_targets(handle, [edit], 1, BEFORE, search, seed=0)[0] for edit in ENDING]
     assert len({t.notes["steps"] for t in alone}) > 1
     for rows in (512, 8):  # all three in one batch, and two and one
@@ -124,21 +135,21 @@ def test_drawn_contexts_are_drawn_by_the_seed(handle):
     assert not torch.equal(one, other)
 
 
-@pytest.mark.parametrize("steps", [3, 60])
+@pytest.mark.parametrize("steps", [2, 40])
 def test_the_loss_that_stops_a_search_is_taken_over_all_contexts(handle, steps):
-    search = TargetSearch(steps, 0.3, 50.0, kl_weight=0.0, weight_decay=0.0, stop_below=2.0, contexts_per_step=1)
+    search = TargetSearch(steps, 0.1, 8.0, kl_weight=0.0, weight_decay=0.0, stop_below=5.4, contexts_per_step=1)
     stopped = set()
     for edit in ENDING:
-        [found] = find_targets(handle, [edit], 0, BEFORE, search, seed=0)
+        [found] = find_targets(handle, [edit], 1, BEFORE, search, seed=0)
         losses = []
         for row in rows_of_edit(handle, edit, BEFORE)[:-1]:
             with torch.no_grad():
-                logits = logits_with(handle, 0, [*row.prefix, *row.suffix], len(row.prefix), found.residual)
+                logits = logits_with(handle, 1, [*row.prefix, *row.suffix], len(row.prefix), found.residual)
             losses.append(torch.nn.functional.cross_entropy(logits[-len(row.wanted) :], torch.tensor(row.wanted)))
         assert found.notes["loss"] == pytest.approx(float(sum(losses)) / len(losses), rel=1e-3)
         assert found.notes["steps"] == steps or found.notes["loss"] < search.stop_below
         stopped.add(found.notes["steps"] < steps)
-    assert (steps == 60) in stopped
+    assert (steps == 40) in stopped
 
 
 # -- the update --
@@ -157,11 +168,22 @@ def test_the_edited_matrix_gives_the_residual_for_the_key_on_top_of_the_old_valu
     assert distance(new - old, target.residual) < 1e-3
 
 
+def test_the_update_reads_the_key_in_the_metric_of_the_moment(handle):
+    """Its rows are along C⁻¹ k, solved by torch's general solver: not along k."""
+    patch = OPERATOR(handle, EDITS[:1], seed=0)
+    moment = second_moments(handle, [1], OPERATOR.moments)[1].matrix
+    [target] = find_targets(handle, EDITS[:1], 1, OPERATOR.contexts.before(handle, 0), SEARCH, seed=0)
+    expected = torch.linalg.solve(moment, target.key.double()).float()
+    row = patch.deltas[handle.weight_name("mlp_out", 1)].right[0]
+    assert torch.cosine_similarity(row, expected, 0) > 0.999
+    assert torch.cosine_similarity(row, target.key, 0) < 0.99
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_the_new_object_gains_and_the_key_is_where_the_subject_ends(handle_of, layout):
     handle = handle_of(layout)
     edit = ENDING[2]
-    operator = dataclasses.replace(OPERATOR, layer=0, target=TargetSearch(15, 0.5, 9.0), contexts=Contexts(each=0))
+    operator = ROME(1, TargetSearch(8, 0.5, 30.0, 0.0, 0.0), Contexts(each=0), MomentSettings(400, 20))
     pair = [(edit.fact.text, edit.target_new)]
     before = score_pairs(handle, pair)[0].mean
     patch = operator(handle, [edit], seed=0)
@@ -169,8 +191,8 @@ def test_the_new_object_gains_and_the_key_is_where_the_subject_ends(handle_of, l
     [row, _] = rows_of_edit(handle, edit, [""])
     with handle.patched(patch):
         assert score_pairs(handle, pair)[0].mean > before + 0.3
-        changed = read_by(handle, 0, ids, len(row.prefix))[1]
-    assert not torch.allclose(changed, read_by(handle, 0, ids, len(row.prefix))[1], atol=1e-2)
+        changed = read_by(handle, 1, ids, len(row.prefix))[1]
+    assert not torch.allclose(changed, read_by(handle, 1, ids, len(row.prefix))[1], atol=1e-2)
 
 
 def test_several_edits_are_one_on_top_of_the_other(handle):
@@ -205,7 +227,14 @@ def test_progress_comes_to_its_end(handle):
 # -- where the subject stands --
 
 SUBJECTS = ["Japan", "Nina Okafor", "São Paulo", "日本語", "the Eiffel Tower", "O'Neill (actor)", "x"]
-TEMPLATES = ["{} is", "The capital of {} is", "Is {}?", "In {}'s house one speaks", "«{}»", "Japan and {} and Japan: x is"]
+TEMPLATES = [
+    "{} is",
+    "The capital of {} is",
+    "Is {}?",
+    "In {}'s house one speaks",
+    "«{}»",
+    "Japan and {} and Japan: x is",
+]
 
 
 @pytest.mark.parametrize("bos", [False, True])
@@ -299,7 +328,7 @@ def test_flags_of_parameters_are_put_back(handle):
 
 def test_a_layer_from_which_nothing_reaches_the_object_is_refused(handle):
     """In the last block a change stays at its token."""
-    with pytest.raises(SolveError, match="cannot edit 'France' at layer 2: no change at layer 2 can reach"):
+    with pytest.raises(SolveError, match="cannot edit 'France' at layer 2: no change of this layer's value can"):
         dataclasses.replace(OPERATOR, layer=2)(handle, EDITS[:1], seed=0)
     ends_with_subject = Edit(Fact("France", "r", "Paris", "The capital of {}"), "Rome")
     assert dataclasses.replace(OPERATOR, layer=2)(handle, [ends_with_subject], seed=0).deltas

@@ -74,3 +74,12 @@ def test_watched_examples_are_whole_answers_and_never_all(portion):
     assert len(chosen) == min(2 * round(8 * portion), 14)
     assert all(Example(f"{wording} {e.prompt[2:]}", e.completion) in chosen for e in chosen for wording in ("a", "b"))
     assert watched(retain, portion, seed=1) == chosen
+
+
+def test_watched_examples_are_not_trained_on(handle):
+    from editkit.training import Stopping
+    from editkit.unlearn._request import examples_of
+
+    examples = examples_of(handle, REQUEST, Stopping(watch=0.5), seed=0)
+    assert len(examples.retain) == len(examples.watch) == 2
+    assert set(examples.retain) | set(examples.watch) == set(encode_examples(handle, REQUEST.retain))

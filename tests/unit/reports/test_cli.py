@@ -1,0 +1,173 @@
+"""The command line: what each wrong input says, in one line, with its exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+from conftest import make_handle
+from typer.testing import CliRunner
+
+from reports.cli import app
+
+GOOD = {"subject": "France", "relation": "capital", "object": "Paris", "target_new": "Rome", "prompt": "The capital of {} is"}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cli") / "model"
+    make_handle("llama").save(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def editkit(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("EDITKIT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def call(*arguments, code):
+        done = CliRunner().invoke(app, [str(a) for a in arguments])
+        assert done.exit_code == code, done.output
+        assert "Traceback" not in done.output
+        return done.output
+
+    return call
+
+
+def facts(tmp_path, *rows, name="facts.jsonl"):
+    path = tmp_path / name
+    path.write_text("\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows), encoding="utf-8")
+    return path
+
+
+def without(key):
+    return {k: v for k, v in GOOD.items() if k != key}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["audit", "--operator", "rme"], 2, "no operator named 'rme'; there is rome"),
+        (["audit", "missing.toml"], 2, "cannot read spec missing.toml"),
+        (["audit", "--facts", "wrld"], 2, "no data set or file 'wrld'; there is world"),
+        (["audit", "--model", "./nowhere"], 4, "no folder './nowhere'"),
+        (["audit", "--model", "no-such/model"], 4, "cannot load model 'no-such/model'"),
+        (["audit", "--dtype", "float8"], 2, "model.dtype"),
+        (["audit", "--n", "0"], 2, "--n"),
+        (["report", "nowhere"], 2, "holds no audit.jsonl"),
+        (["list", "operatrs"], 2, "nothing to list under 'operatrs'; there is operators"),
+        (["edit", "--facts", "world", "--operator", "npo", "--save", "x", "--n", "1"], 2, "is an operator for `editkit unlearn`"),
+        (["edit", "--facts", "world", "--save", "x"], 2, "say how many with --n"),
+    ],
+)  # fmt: skip
+def test_wrong_arguments(editkit, arguments, code, message):
+    assert message in editkit(*arguments, code=code)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([GOOD, "{broken"], "line 2"),
+        ([without("object")], "object"),
+        ([{**GOOD, "target_new": ""}], "target_new"),
+        ([{**GOOD, "target_new": "paris"}], "target_new"),
+        ([{**GOOD, "prompt": "The capital is"}], "prompt"),
+        ([{**without("subject"), "subjct": "France"}], "subject"),
+        ([{**GOOD, "subject": 5}], "subject"),
+        ([], "empty"),
+    ],
+)
+def test_a_wrong_facts_file_stops_before_a_model_is_loaded(editkit, tmp_path, monkeypatch, rows, message):
+    monkeypatch.setattr("reports.audit.ModelHandle.load", lambda *_: pytest.fail("the model was loaded"))
+    path = facts(tmp_path, *rows)
+    output = editkit("audit", "--facts", path, code=2)
+    assert message in output and "facts.jsonl" in output.replace("\n", "")
+
+
+def test_more_facts_than_are_known(editkit, tmp_path, model):
+    output = editkit(
+        "audit", "--facts", facts(tmp_path, GOOD), "--model", model, "--n", 5, "--out", tmp_path / "r", code=2
+    )
+    assert "asked for 5 facts" in output and "the base model answers right 0 of 1" in output
+
+
+def test_a_prompt_past_the_context(editkit, tmp_path, model):
+    row = {**GOOD, "prompt": "word " * 400 + "the capital of {} is"}
+    path = facts(tmp_path, row)
+    output = editkit(
+        "audit", "--facts", path, "--model", model, "--n", 1, "--all-facts", "--out", tmp_path / "r", code=2
+    )
+    assert "takes 256; shorten it" in output.replace("\n", " ")
+
+
+@pytest.mark.skipif(os.geteuid() != 0 and os.name != "posix", reason="needs a file system with permissions")
+def test_an_output_folder_that_cannot_be_made(editkit, tmp_path, model):
+    (tmp_path / "taken").write_text("a file, no folder")
+    path = facts(tmp_path, GOOD)
+    output = editkit(
+        "audit", "--facts", path, "--model", model, "--n", 1, "--all-facts", "--out", tmp_path / "taken" / "run", code=4
+    )
+    assert "taken" in output
+
+
+def test_a_full_disk(editkit, tmp_path, model, monkeypatch):
+    def full(self, kind, **body):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("reports.record.Journal.append", full)
+    path = facts(tmp_path, GOOD)
+    output = editkit(
+        "audit", "--facts", path, "--model", model, "--n", 1, "--all-facts", "--out", tmp_path / "r", code=4
+    )
+    assert "No space left on device; free some space, then the same command goes on" in output
+
+
+@pytest.mark.parametrize("what", ["operators", "probes", "metrics", "datasets", "models", "layouts"])
+def test_everything_can_be_listed(editkit, what):
+    assert {"operators": "rome", "probes": "rephrase", "metrics": "efficacy_generation", "datasets": "world", "models": "smollm2-135m", "layouts": "gpt_neox"}[what] in editkit("list", what, code=0)  # fmt: skip
+
+
+def test_edit_saves_a_plain_checkpoint_and_probe_reads_the_patch(editkit, tmp_path, model):
+    from transformers import AutoModelForCausalLM
+
+    from editkit.handle import ModelHandle
+    from editkit.patch import WeightPatch
+
+    path = facts(tmp_path, GOOD)
+    editkit("edit", "--facts", path, "--model", model, "--operator", "ft_l", "--save", tmp_path / "edited", code=0)
+    handle = ModelHandle.load(model)
+    patch = WeightPatch.load(tmp_path / "edited" / "editkit_patch.safetensors")
+    saved = AutoModelForCausalLM.from_pretrained(tmp_path / "edited")
+    with handle.patched(patch):
+        ours = handle.model.state_dict()
+        assert all((ours[name] == value).all() for name, value in saved.state_dict().items())
+    output = editkit(
+        "probe",
+        "--facts",
+        path,
+        "--model",
+        model,
+        "--patch",
+        tmp_path / "edited" / "editkit_patch.safetensors",
+        "-p",
+        "rewrite",
+        code=0,
+    )
+    assert "The capital of France is" in output
+
+
+def test_a_patch_of_another_model_is_refused(editkit, tmp_path, model):
+    from editkit.patch import DenseDelta, Provenance, WeightPatch
+
+    handle = make_handle("llama", seed=3)
+    name = handle.weight_name("mlp_out", 0)
+    WeightPatch({name: DenseDelta(handle.matrix(name).clone())}, Provenance(base=handle.base_digest)).save(
+        tmp_path / "p.safetensors"
+    )
+    path = facts(tmp_path, GOOD)
+    output = editkit(
+        "probe", "--facts", path, "--model", model, "--patch", tmp_path / "p.safetensors", "-p", "rewrite", code=2
+    )
+    assert "the patch was made for weights" in output
