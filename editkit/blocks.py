@@ -65,7 +65,7 @@ def rows_of(cache: DynamicCache | None, rows: Tensor) -> DynamicCache | None:
         return None
     other = DynamicCache()
     for layer, kept in enumerate(cache.layers):
-        other.update(kept.keys[rows], kept.values[rows], layer)
+        other.update(kept.keys[rows], kept.values[rows], layer)  # type: ignore[index, union-attr]
     return other
 
 

@@ -103,7 +103,9 @@ def _measure(
         with traced(handle.model, names.values()) as seen:
             run(model, padded.ids, padded.mask, padded.positions)
         for layer, name in names.items():
-            keys = seen[name].input[padded.mask].cpu().double()
+            read = seen[name].input
+            assert read is not None
+            keys = read[padded.mask].cpu().double()
             sums[layer] = keys.T @ keys + sums.get(layer, 0)
         if progress:
             progress("reading text", start + len(batch), len(pieces))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import Enum, StrEnum
 from typing import NamedTuple
 
 
@@ -15,7 +15,7 @@ class Expect(Enum):
     MOVES = "moves"  # a stressed or attacked question: how far does it move the answer back
 
 
-class Class(str, Enum):
+class Class(StrEnum):
     """What a generated answer is (methods.md 1.5); decided by rule, never by a judge model."""
 
     NEW = "new"  # the answer that was asked for (an edit's target_new)

@@ -26,7 +26,7 @@ def first_line(thing: Any) -> str:
 def source_of(thing: Any) -> str:
     """The first address in the documentation of a thing or of its module."""
     text = f"{inspect.getdoc(thing) or ''}\n{inspect.getdoc(inspect.getmodule(thing)) or ''}"
-    found = re.search(r"arXiv:\d{4}\.\d{4,5}|https?://[^\s)]+", text)
+    found = re.search(r"arXiv:\d{4}\.\d{4,5}|https?://[^\s),;]+", text)
     return found.group(0) if found else ""
 
 
@@ -40,12 +40,14 @@ def operators() -> Rows:
 
 
 def _title(operator: Any) -> str:
-    """The first sentence of the method's module, which says the idea; the class is only its settings."""
-    return first_line(inspect.getmodule(operator)) or first_line(operator)
+    """How the method's module opens, without the reference; the class is only its settings."""
+    return first_line(inspect.getmodule(operator)).partition(" (")[0] or first_line(operator)
 
 
 def probes() -> Rows:
-    return ("name", "the question it asks"), [(name, first_line(probe)) for name, probe in PROBES.items()]
+    return ("name", "the question it asks"), [
+        (name, first_line(inspect.getmodule(probe))) for name, probe in PROBES.items()
+    ]
 
 
 def metrics() -> Rows:
@@ -55,7 +57,13 @@ def metrics() -> Rows:
 
 def data_sets() -> Rows:
     rows = [
-        (name, str(sum(card.records.values())), card.task, card.license, ", ".join(s["name"] for s in card.sources))
+        (
+            name,
+            str(sum(card.records.values())),
+            card.task,
+            card.license,
+            ", ".join(f"{s['package']} {s['version']}" for s in card.sources),
+        )
         for name, card in datasets().items()
     ]
     return ("name", "records", "task", "licence", "source"), rows

@@ -145,9 +145,7 @@ class _Search:
                 break
             [grad] = torch.autograd.grad(loss.sum(), self.residual)
             if step == 1 and not grad.any(dim=1).all():
-                raise SolveError(
-                    f"no change at layer {self.all.upper.layer} can reach the new object; edit a lower layer"
-                )
+                raise SolveError("no change of this layer's value can reach the new object; edit a lower layer")
             adam.step(grad)
             self.clamp()
         return [found[edit] for edit in range(self.edits)]
@@ -262,5 +260,5 @@ def one_after_another(
                 stack.enter_context(handle.patched(WeightPatch({name: LowRankDelta(*factors[-1])})))
     if progress:
         progress("searching values", len(edits), len(edits))
-    left, right = zip(*factors, strict=True)
-    return LowRankDelta(torch.cat(left, 1), torch.cat(right, 0)), notes
+    whole = LowRankDelta(torch.cat([left for left, _ in factors], 1), torch.cat([right for _, right in factors], 0))
+    return whole, notes

@@ -62,8 +62,17 @@ class Upper:
 
     def rows(self, rows: Int[Tensor, " n"]) -> Upper:
         """The same for some of the rows."""
-        parts = (self.keys, self.values, self.hidden, self.ids, self.mask, self.positions)
-        return Upper(self.handle, self.layer, *(part[rows] for part in parts), rows_of(self.cache, rows))
+        return Upper(
+            self.handle,
+            self.layer,
+            self.keys[rows],
+            self.values[rows],
+            self.hidden[rows],
+            self.ids[rows],
+            self.mask[rows],
+            self.positions[rows],
+            rows_of(self.cache, rows),
+        )
 
 
 @torch.no_grad()
@@ -87,8 +96,9 @@ def prepare(handle: ModelHandle, layer: int, rows: Sequence[Row]) -> Upper:
     block, matrix = handle.arch.path("block", layer), handle.arch.path("mlp_out", layer)
     with traced(handle.model, [block, matrix]) as seen:
         run(lower(handle, layer), suffix.ids, mask, positions, copied(cache))
-    kept = seen[matrix].input, seen[matrix].output, seen[block].output
-    return Upper(handle, layer, *(part.detach() for part in kept), suffix.ids, mask, positions, cache)
+    keys, values, hidden = seen[matrix].input, seen[matrix].output, seen[block].output
+    assert keys is not None and values is not None and hidden is not None
+    return Upper(handle, layer, keys, values, hidden, suffix.ids, mask, positions, cache)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -116,5 +126,5 @@ def reads_of(rows: Sequence[Row], device: torch.device) -> Reads:
         for i, token in enumerate(row.wanted)
     ]
     row, place, token, share = zip(*found, strict=True)
-    whole = (torch.tensor(part, device=device) for part in (row, place, token))
-    return Reads(*whole, torch.tensor(share, device=device))
+    rows_read, places, tokens = (torch.tensor(part, device=device) for part in (row, place, token))
+    return Reads(rows_read, places, tokens, torch.tensor(share, device=device))

@@ -62,8 +62,34 @@ def finished(ground, tmp_path_factory):
 
 
 def outcome(audit):
-    """What must not depend on how often a run was interrupted."""
-    return audit.judged, audit.figures, audit.claims, [c.digest for c in audit.changes]
+    """What must not depend on how often a run was interrupted: all but the last digits of log-probabilities, which
+    another batch shape may move."""
+    judged = [
+        (
+            j.operator,
+            j.arm,
+            v.case,
+            v.answer.before.text,
+            v.answer.after.text,
+            v.before,
+            v.after,
+            v.class_after,
+            v.applies,
+        )
+        for j in audit.judged
+        for v in [j.verdict]
+    ]
+    return judged, [(c.operator, c.arm, c.metric, c.estimate, c.ruling) for c in audit.claims]
+
+
+def questions(folder):
+    """How often each prompt was put to each state of the model for the same targets."""
+    replies = Journal(folder / JOURNAL).entries("reply")
+    return Counter((*e["key"], tuple(sorted(e["reply"]["logprob"]))) for e in replies)
+
+
+def digests(audit):
+    return [change.digest for change in audit.changes]
 
 
 def test_a_run_folder_holds_everything(finished):
@@ -135,11 +161,9 @@ def test_a_run_cut_anywhere_goes_on_to_the_same_end(ground, finished, tmp_path, 
     data = data[: data.index(b'{"kind": "results"')]
     (tmp_path / JOURNAL).write_bytes(data[: int(len(data) * share)])
     (tmp_path / "patches").symlink_to(folder / "patches")
-    before = Counter(tuple(e["key"]) for e in Journal(tmp_path / JOURNAL).entries("reply"))
     resumed = run(spec_of(ground), tmp_path)
-    assert outcome(resumed) == outcome(audit)
-    after = Counter(tuple(e["key"]) for e in Journal(tmp_path / JOURNAL).entries("reply"))
-    assert before and all(after[key] == times for key, times in before.items()), "an answered question was asked again"
+    assert outcome(resumed) == outcome(audit) and digests(resumed) == digests(audit)
+    assert max(questions(tmp_path).values()) == 1, "an answered question was asked again"
 
 
 def test_kill_nine_in_mid_run_and_resume(ground, finished, tmp_path):
@@ -148,7 +172,7 @@ def test_kill_nine_in_mid_run_and_resume(ground, finished, tmp_path):
     spec.write_text(to_toml(spec_of(ground)))
     out = tmp_path / "run"
     command = [sys.executable, "-c", "from reports.cli import main; main()", "audit", str(spec), "--out", str(out)]
-    environment = os.environ | {"EDITKIT_CACHE": str(ground / "cache"), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"EDITKIT_CACHE": str(ground / "cache")}
     first = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     journal, deadline = out / JOURNAL, time.monotonic() + 120
     while first.poll() is None and time.monotonic() < deadline:
