@@ -16,7 +16,7 @@ Differs from the authors' code:
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +33,7 @@ from editkit.patch import DenseDelta, WeightPatch
 from editkit.scoring import attention
 from editkit.tokens import encode_pair
 
+Progress = Callable[[str, int, int], None]  # what is done, how much, of how much
 ROWS = 64  # prompts at once: gradients of larger sets are summed over parts
 
 
@@ -51,16 +52,20 @@ class FTL:
         if self.bound <= 0 or self.learning_rate <= 0 or self.steps < 1:
             raise ValueError(f"{self} needs bound > 0, learning_rate > 0 and steps >= 1")
 
-    def __call__(self, handle: ModelHandle, edits: Sequence[Edit], *, seed: int) -> WeightPatch:
+    def __call__(
+        self, handle: ModelHandle, edits: Sequence[Edit], *, seed: int, progress: Progress | None = None
+    ) -> WeightPatch:
         """A dense patch of one matrix; `notes` tell steps and loss. Nothing is random: the seed is only recorded."""
         if not edits:
             raise ValueError("no edits; give at least one")
         name = handle.weight_name("mlp_out", self.layer)
         with attention(handle, "eager"), frozen(handle.model), torch.inference_mode(False), torch.enable_grad():
-            delta, notes = self._descend(handle, [_row(handle, edit) for edit in edits])
+            delta, notes = self._descend(handle, [_row(handle, edit) for edit in edits], progress)
         return WeightPatch({name: DenseDelta(delta)}, provenance_of("ft_l", self, handle, edits, seed, **notes))
 
-    def _descend(self, handle: ModelHandle, rows: Sequence[Row]) -> tuple[Tensor, dict[str, Any]]:
+    def _descend(
+        self, handle: ModelHandle, rows: Sequence[Row], progress: Progress | None
+    ) -> tuple[Tensor, dict[str, Any]]:
         parts = [_Part.of(handle, self.layer, rows[i : i + ROWS]) for i in range(0, len(rows), ROWS)]
         shape = parts[0].upper.values.shape[-1], parts[0].upper.keys.shape[-1]
         delta = torch.zeros(shape, device=handle.device)
@@ -69,7 +74,10 @@ class FTL:
             loss, grad = _loss_and_gradient(parts, delta, len(rows))
             if not math.isfinite(loss):
                 raise ArithmeticError(f"the loss is {loss} at step {step}; load the model in float32")
-            if loss < self.stop_below or step == self.steps:
+            done = loss < self.stop_below or step == self.steps
+            if progress:
+                progress("training", self.steps if done else step, self.steps)
+            if done:
                 break
             adam.step(grad)
             delta.clamp_(-bound, bound)

@@ -252,6 +252,16 @@ def test_several_edits_go_into_one_patch(name):
     assert sum(score.mean for score in after) > sum(score.mean for score in before) + 0.5
 
 
+@pytest.mark.parametrize("name", EDITS.names())
+def test_progress_rises_and_comes_to_its_end(name):
+    heard = []
+    operator_for(name, "llama")(handle_for("llama"), ENDING, seed=0, progress=lambda *what: heard.append(what))
+    what, done, of = heard[-1]
+    assert done == of
+    last = [n for w, n, _ in heard if w == what]
+    assert last == sorted(last)
+
+
 @EACH
 def test_a_tokenizer_without_pad_and_with_bos_serves(name):
     handle = make_handle("llama", bos=True, pad=False)
