@@ -16,8 +16,8 @@ from itertools import islice, zip_longest
 from editkit.entries import Composition, Entry, FactTable, Inverse, Relation, mentions, overlap
 from editkit.facts import Hop, Question, fill, normalise
 
-NEIGHBORS = 12  # of the same relation
-UNRELATED = 4  # of other relations
+NEIGHBORS = 8  # of the same relation
+UNRELATED = 3  # of other relations
 CHAINS_EACH = 2  # subjects asked through one chain
 TARGETS_CONSIDERED = 0.5  # the better known half of the range
 

@@ -16,7 +16,7 @@ from editkit.facts import Record
 from editkit.handle import ModelHandle
 from editkit.patch import Patch
 from editkit.scoring import MAX_NEW_TOKENS, Ask, Told, tell_in_parts
-from probes.judge import said_enough
+from probes.judge import first_sentence, said_enough
 from probes.kinds import PROBES, Attribution, Context, Rounds
 from probes.verdict import Answer, Case, Reply, Verdict
 
@@ -217,7 +217,7 @@ def _merged(kept: Reply | None, told: Told) -> Reply:
     logprob = {target: score.mean for target, score in told.targets.items()}
     argmax = {target: score.argmax for target, score in told.targets.items()}
     if kept is None:
-        return Reply(told.text, logprob, argmax)
+        return Reply(first_sentence(told.text) if said_enough(told.text) else told.text, logprob, argmax)
     return Reply(kept.text, kept.logprob | logprob, kept.argmax | argmax)
 
 

@@ -19,8 +19,8 @@ from reports.spec import FactsPart
 from reports.watch import Watch
 
 T = TypeVar("T")
-SAMPLE = 40  # facts asked of each relation that may be changed
-SAMPLE_OTHERS = 8  # and of each other relation
+SAMPLE = 24  # facts asked of each relation that may be changed
+SAMPLE_OTHERS = 6  # and of each other relation
 KNOWS_WITHIN = 8  # tokens of greedy text in which the object must come
 
 

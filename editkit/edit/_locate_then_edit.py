@@ -25,7 +25,7 @@ from editkit.handle import ModelHandle
 from editkit.linalg import SolveError
 from editkit.patch import LowRankDelta, WeightPatch
 from editkit.sampling import TextPlan, sampled_texts
-from editkit.scoring import attention, unembed
+from editkit.scoring import attention
 from editkit.tokens import encode, encode_pair, subject_span
 
 ESSENCE = f"{SLOT} is a"  # what the subject is must stay: the KL term is taken on this prompt
@@ -60,8 +60,9 @@ class TargetSearch:
 
     The residual's norm stays within `clamp` times the norm of the unchanged value. The loss is the mean NLL of the new
     object (nats a token) + `kl_weight` KL(before ‖ after) on "{} is a" + `weight_decay` ‖residual‖ / ‖value‖². The
-    search ends when it falls below `stop_below`. `contexts_per_step` > 0 draws that many contexts for each step, the
-    prompt alone always among them, and ends only when the loss over all of them is below.
+    search ends when it falls below `stop_below`. With `tokens_per_step` > 0 each step draws as many contexts as have
+    that many tokens from the subject's last one on, the prompt alone always among them; the search still ends only when
+    the loss over all contexts is below. Where all fit, nothing is drawn.
     """
 
     steps: int = 20
@@ -70,11 +71,11 @@ class TargetSearch:
     kl_weight: float = 0.0625
     weight_decay: float = 0.5
     stop_below: float = 0.05
-    contexts_per_step: int = 0
+    tokens_per_step: int = 0
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.learning_rate <= 0 or self.clamp <= 0 or self.contexts_per_step < 0:
-            raise ValueError(f"{self} needs steps >= 1, learning_rate > 0, clamp > 0 and contexts_per_step >= 0")
+        if self.steps < 1 or self.learning_rate <= 0 or self.clamp <= 0 or self.tokens_per_step < 0:
+            raise ValueError(f"{self} needs steps >= 1, learning_rate > 0, clamp > 0 and tokens_per_step >= 0")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -122,6 +123,7 @@ class _Search:
         self.flat = [row for own in rows for row in own]
         self.all = _Batch(range(len(self.flat)), prepare(handle, layer, self.flat), reads_of(self.flat, handle.device))
         self.batch = self.all
+        self.ends = torch.tensor([len(row.suffix) - 1 for row in self.flat], device=handle.device)
         self.keys = self.all.upper.keys[:, 0].float().unflatten(0, (self.edits, self.per_edit))[:, :-1].mean(1)
         self.norms = self.all.upper.values[:: self.per_edit, 0].float().norm(dim=1)
         width = self.all.upper.values.shape[-1]
@@ -152,8 +154,9 @@ class _Search:
 
     def drawn(self, *, everything: bool) -> list[int]:
         """Numbers of the contexts for a step."""
-        contexts, wanted = self.per_edit - 1, self.settings.contexts_per_step
-        if everything or not wanted or wanted >= contexts:
+        contexts = self.per_edit - 1
+        wanted = max(1, self.settings.tokens_per_step // self.all.upper.ids.shape[1])
+        if everything or not self.settings.tokens_per_step or wanted >= contexts:
             return [*range(contexts)]
         others = torch.randperm(contexts - 1, generator=self.generator)[: wanted - 1] + 1
         return [0, *sorted(others.tolist())]
@@ -162,9 +165,12 @@ class _Search:
         """What each live edit is searched by, over these contexts."""
         self.select(live, contexts)
         hidden = self.batch.upper.run(self.change(live, len(contexts) + 1))
-        nll = self.batch.reads.nll(self.handle, hidden).unflatten(0, (len(live), -1))[:, :-1].mean(1)
+        essence = torch.arange(len(contexts), len(hidden), len(contexts) + 1, device=hidden.device)
+        ends = self.ends[[edit * self.per_edit + self.per_edit - 1 for edit in live]]
+        nll, logits = self.batch.reads.nll_and_logits(self.handle, hidden, essence, ends)
         decay = self.residual[live].norm(dim=1) / self.norms[live].square()
-        return nll + self.settings.kl_weight * self.drift(live, hidden) + self.settings.weight_decay * decay
+        drift = self.settings.kl_weight * self.drift(live, logits)
+        return nll.unflatten(0, (len(live), -1))[:, :-1].mean(1) + drift + self.settings.weight_decay * decay
 
     def select(self, live: Sequence[int], contexts: Sequence[int]) -> None:
         """Have exactly the rows of these edits and contexts in `batch`."""
@@ -182,11 +188,9 @@ class _Search:
         first = self.residual[live].repeat_interleave(rows, 0)[:, None]
         return zero_pad(first, (0, 0, 0, self.batch.upper.ids.shape[1] - 1))
 
-    def drift(self, live: Sequence[int], hidden: Tensor) -> Float[Tensor, " live"]:
+    def drift(self, live: Sequence[int], logits: Float[Tensor, "live vocabulary"]) -> Float[Tensor, " live"]:
         """KL(before ‖ after) of the next token after "{} is a", nats."""
-        rows = [number for number, row in enumerate(self.batch.rows) if row % self.per_edit == self.per_edit - 1]
-        places = [len(self.flat[self.batch.rows[row]].suffix) - 1 for row in rows]
-        after = unembed(self.handle, hidden[rows, places]).log_softmax(-1)
+        after = logits.log_softmax(-1)
         if self.essence is None:  # the first step, where the residual is zero
             self.essence = after.detach()
         before = self.essence[live]

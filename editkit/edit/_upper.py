@@ -113,9 +113,18 @@ class Reads:
 
     def nll(self, handle: ModelHandle, hidden: Float[Tensor, "rows length d"]) -> Float[Tensor, " rows"]:
         """Mean -log p of each row's wanted tokens, nats; 0 where none are wanted."""
-        logits = unembed(handle, hidden[self.row, self.place])
-        log_probs = logits.gather(-1, self.token[:, None]).squeeze(-1) - logits.logsumexp(-1)
-        return hidden.new_zeros(len(hidden), dtype=torch.float32).index_add(0, self.row, -log_probs * self.share)
+        nothing = self.row.new_zeros(0)
+        return self.nll_and_logits(handle, hidden, nothing, nothing)[0]
+
+    def nll_and_logits(
+        self, handle: ModelHandle, hidden: Float[Tensor, "rows length d"], row: Tensor, place: Tensor
+    ) -> tuple[Float[Tensor, " rows"], Float[Tensor, "n vocabulary"]]:
+        """The same, and the logits at further places: the unembedding, a large matrix for few rows, is read once."""
+        states = hidden[torch.cat([self.row, row]), torch.cat([self.place, place])]
+        wanted, others = unembed(handle, states).split([len(self.row), len(row)])
+        log_probs = wanted.gather(-1, self.token[:, None]).squeeze(-1) - wanted.logsumexp(-1)
+        losses = hidden.new_zeros(len(hidden), dtype=torch.float32).index_add(0, self.row, -log_probs * self.share)
+        return losses, others
 
 
 def reads_of(rows: Sequence[Row], device: torch.device) -> Reads:

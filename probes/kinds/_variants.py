@@ -21,12 +21,10 @@ WRAPPERS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         ),
         "context": (
             "Here is what an encyclopedia says about this topic: {}",
-            "Yesterday we talked about many things. {}",
             "I read this in a reference book. {}",
         ),
         "distractor": (
             "A square has four sides of equal length. {}",
-            "The library closes at six in the evening. {}",
             "Water boils at one hundred degrees at sea level. {}",
         ),
         "cloze": (

@@ -17,7 +17,7 @@ from probes.kinds._framing import framed
 from probes.kinds._variants import WRAPPERS, cased, mistyped, wrapped
 
 PROBE = "rephrase"
-TYPOS = 2  # prompts with a slip
+TYPOS = 1  # prompts with a slip
 TRIES = 8
 
 

@@ -48,10 +48,10 @@ def main() -> None:
     preset.contexts.before(handle, SEED)
     preset(handle, FACTS[:1], seed=SEED)  # warm up
     table = Table(
-        "fact", "contexts a step", "seconds", "CPU s", "steps", "loss", "floor s", "GFLOP/s", "p(new) elsewhere"
+        "fact", "tokens a step", "seconds", "CPU s", "steps", "loss", "floor s", "GFLOP/s", "p(new) elsewhere"
     )
-    for drawn in dict.fromkeys((0, preset.target.contexts_per_step or 7)):
-        operator = dataclasses.replace(preset, target=dataclasses.replace(preset.target, contexts_per_step=drawn))
+    for drawn in dict.fromkeys((0, preset.target.tokens_per_step or 64)):
+        operator = dataclasses.replace(preset, target=dataclasses.replace(preset.target, tokens_per_step=drawn))
         for edit in FACTS:
             table.add_row(*measured(handle, operator, edit, held))
     console.print(table)
@@ -68,15 +68,17 @@ def measured(handle: ModelHandle, operator: ROME, edit: Edit, held: list[str]) -
         scores = score_pairs(handle, [(context + edit.fact.text, edit.target_new) for context in held])
     elsewhere = sum(math.exp(score.logprob) for score in scores) / len(scores)
     floor = search["steps"] * step_flops(handle, operator, edit) / rate
-    drawn = operator.target.contexts_per_step or len(operator.contexts.before(handle, SEED))
+    drawn = tokens_a_step(handle, operator, edit)
     numbers = (f"{wall:.1f}", f"{cpu:.1f}", str(search["steps"]), f"{search['loss']:.3f}", f"{floor:.1f}")
     return [edit.fact.subject, str(drawn), *numbers, f"{rate / 1e9:.0f}", f"{elsewhere:.2f}"]
 
 
 def tokens_a_step(handle: ModelHandle, operator: ROME, edit: Edit) -> int:
     rows = rows_of_edit(handle, edit, operator.contexts.before(handle, SEED))
-    share = (operator.target.contexts_per_step or len(rows) - 1) / (len(rows) - 1)
-    return round(share * sum(len(row.suffix) for row in rows))
+    width, contexts = max(len(row.suffix) for row in rows), len(rows) - 1
+    if operator.target.tokens_per_step:
+        contexts = min(contexts, max(1, operator.target.tokens_per_step // width))
+    return (contexts + 1) * width
 
 
 def step_flops(handle: ModelHandle, operator: ROME, edit: Edit) -> float:

@@ -13,7 +13,7 @@ from editkit.scoring import score_pairs, tell
 from editkit.tokens import PromptTooLong
 from probes import ask
 from probes.ask import Job, Key, MemoryStore, run_jobs, run_probes
-from probes.judge import said_enough
+from probes.judge import first_sentence, said_enough
 from probes.kinds import PROBES, Context, no_attribution
 from probes.verdict import Answer
 
@@ -57,7 +57,8 @@ def by_hand(handle, patches, job, seed=0):
 
     def reply(case):
         told = tell(handle, [Question(case.prompt, case.targets)], enough=said_enough)[0]
-        return told.text, {t: told.targets[t].mean for t in case.targets}
+        text = first_sentence(told.text) if said_enough(told.text) else told.text
+        return text, {t: told.targets[t].mean for t in case.targets}
 
     rounds = PROBES[job.probe](job.record, Context(seed, attribution))
     seen, cases = [], next(rounds)

@@ -12,6 +12,7 @@ from probe_records import PARAPHRASES, QUESTIONS, RECORDS, edit_record, new_answ
 
 from probes.kinds._framing import framed
 from probes.kinds._variants import TYPO_LETTERS, WRAPPERS, mistyped
+from probes.kinds.rephrase import TYPOS
 
 
 def asked(record, seed=0):
@@ -58,7 +59,7 @@ def test_no_prompt_is_asked_twice():
 def test_another_seed_makes_other_slips():
     slips = {tuple(c.prompt for c in asked(RECORDS["edit"], seed) if c.variant == "typo") for seed in range(8)}
     assert len(slips) > 1
-    assert all(len(each) == 2 for each in slips)
+    assert all(len(each) == TYPOS for each in slips)
 
 
 @given(

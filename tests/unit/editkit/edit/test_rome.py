@@ -124,12 +124,12 @@ def test_with_no_change_the_upper_part_is_the_model(handle_of, layout):
 
 def test_all_contexts_drawn_is_the_same_as_no_drawing(handle):
     [one] = find_targets(handle, EDITS[:1], 1, BEFORE, SEARCH, seed=0)
-    [other] = find_targets(handle, EDITS[:1], 1, BEFORE, dataclasses.replace(SEARCH, contexts_per_step=3), seed=1)
+    [other] = find_targets(handle, EDITS[:1], 1, BEFORE, dataclasses.replace(SEARCH, tokens_per_step=999), seed=1)
     assert torch.equal(one.residual, other.residual)
 
 
 def test_drawn_contexts_are_drawn_by_the_seed(handle):
-    drawn = dataclasses.replace(SEARCH, contexts_per_step=2)
+    drawn = dataclasses.replace(SEARCH, tokens_per_step=25)
     one, same, other = (find_targets(handle, EDITS[:1], 1, BEFORE * 3, drawn, seed=s)[0].residual for s in (1, 1, 2))
     assert torch.equal(one, same)
     assert not torch.equal(one, other)
@@ -137,7 +137,7 @@ def test_drawn_contexts_are_drawn_by_the_seed(handle):
 
 @pytest.mark.parametrize("steps", [2, 40])
 def test_the_loss_that_stops_a_search_is_taken_over_all_contexts(handle, steps):
-    search = TargetSearch(steps, 0.1, 8.0, kl_weight=0.0, weight_decay=0.0, stop_below=5.4, contexts_per_step=1)
+    search = TargetSearch(steps, 0.1, 8.0, kl_weight=0.0, weight_decay=0.0, stop_below=5.4, tokens_per_step=1)
     stopped = set()
     for edit in ENDING:
         [found] = find_targets(handle, [edit], 1, BEFORE, search, seed=0)
