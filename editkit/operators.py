@@ -34,7 +34,7 @@ class Operator(Protocol[Request]):
 
 
 class EditOperator(Protocol):
-    """Gives facts new objects; all edits of one call go into one patch. `progress` is told (what, done, of how many)."""
+    """Gives facts new objects; all edits of one call go into one patch. `progress` is told (what, done, of)."""
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
 

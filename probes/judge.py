@@ -255,7 +255,10 @@ def _generation(case: Case, cls: Class) -> bool:
 
 
 def mark(case: Case, reply: Reply, cls: Class) -> Marks:
-    """One reply under the three protocols. A knife-edge margin, which another batch shape might turn, is no mark. A `MOVES` case is marked like `HOLDS`: True is that the change stands."""
+    """One reply under the three protocols. A `MOVES` case is marked like `HOLDS`: True is that the change stands.
+
+    A knife-edge margin, which another batch shape might turn, is no mark.
+    """
     margin = margin_of(case, reply)
     contrast = None if margin is None or abs(margin) < KNIFE_EDGE else margin > 0
     return Marks(contrast, _argmax(case, reply), _generation(case, cls))

@@ -21,8 +21,8 @@ from probes.kinds import PROBES
 from probes.metrics import summarise
 from reports.choose import spread
 from reports.console import out, table
-from reports.verdicts import shown
 from reports.watch import Watch
+from reports.wording import told
 
 PATCH_FILE = "editkit_patch.safetensors"
 
@@ -107,5 +107,5 @@ def probe(wish: Wish, patch: Path | None, names: Sequence[str], watch: Watch) ->
     table("Questions", ("probe", "variant", "prompt", "before", "after", "class"), rows)
     figures = summarise(verdicts, task=wish.task, seed=wish.seed)  # type: ignore[arg-type]
     whole = [f for f in figures if f.stratum is None and f.variant is None and f.after.value is not None]
-    before = [(f.metric, shown(f.before) if f.before else "", shown(f.after)) for f in whole]
+    before = [(f.metric, told(f.before) if f.before else "", told(f.after)) for f in whole]
     table("Figures", ("metric", "before", "after"), before)
