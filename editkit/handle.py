@@ -43,6 +43,14 @@ class ModelHandle:
     prompt_rewrites: list[Callable[[str], str]] = field(default_factory=list)
     _layers: list[_Layer] = field(default_factory=list)
     _base: str = ""
+    # By their names in the base model: a patch that wraps a module moves what is inside to other names.
+    _parameters: dict[str, nn.Parameter] = field(init=False, repr=False)
+    _transposed: frozenset[str] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self._parameters = dict(self.model.named_parameters(remove_duplicate=False))
+        conv1d = (name for name, module in self.model.named_modules() if isinstance(module, Conv1D))
+        self._transposed = frozenset(f"{name}.weight" for name in conv1d)
 
     @classmethod
     def load(cls, name: str = DEFAULT_MODEL, options: LoadOptions | None = None) -> ModelHandle:
@@ -96,14 +104,13 @@ class ModelHandle:
 
     def parameter(self, name: str) -> nn.Parameter:
         try:
-            return self.model.get_parameter(name)
-        except AttributeError:
+            return self._parameters[name]
+        except KeyError:
             raise PatchError(f"{self.name!r} has no parameter {name!r}; the patch is of another model") from None
 
     def is_transposed(self, name: str) -> bool:
         """Whether a weight is stored (in, out): told by the type of its module, never by its shape."""
-        owner, _, leaf = name.rpartition(".")
-        return leaf == "weight" and isinstance(self.model.get_submodule(owner), Conv1D)
+        return name in self._transposed
 
     def matrix(self, name: str) -> torch.Tensor:
         """A linear layer's weight as (out, in), a view."""

@@ -131,6 +131,7 @@ def test_an_error_while_attaching_restores(handle, monkeypatch, error, strikes_a
 )
 def test_any_sequence_keeps_the_stack(steps):
     handle = _hypothesis_handle()
+    handle.rollback()  # what an example that failed left on
     kinds, prints = every_kind(handle), [handle.fingerprint()]
     for action, number in steps:
         if action == "apply":

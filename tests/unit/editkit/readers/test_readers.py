@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from editkit.data import DataError, load
 from editkit.entries import mentions
 from editkit.facts import EditRecord, fill, normalise
+from editkit.held_out import NEIGHBORS, UNRELATED
 from editkit.readers import READERS
 
 FRANCE = {"subject": "France", "relation": "capital", "object": "Paris", "target_new": "Rome"}
@@ -82,7 +83,9 @@ def test_an_unknown_relation_is_asked_among_the_files_facts_and_the_shipped_ones
     base = load(write(tmp_path, [TOWER, louvre]))
     neighborhood = base.edit_record(base.entries[0], seed=0).held_out.neighborhood
     assert neighborhood[0].prompt == "Big Ben is located in the city of"
-    assert {q.relation for q in neighborhood[1:]} <= set(load().relations) and len(neighborhood) == 16
+    assert {q.relation for q in neighborhood[1:]} <= set(load().relations) and len(
+        neighborhood
+    ) == NEIGHBORS + UNRELATED
     chosen = base.edit_record(base.entries[1], seed=0)
     assert chosen.edit.target_new == "Paris"  # the only other object of the file
 
