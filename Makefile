@@ -15,7 +15,8 @@ test: $(VENV)/.installed-test  ## the whole suite
 	$(RUN)/python -m pytest $(ARGS)
 
 bench: $(VENV)/.installed-test  ## measurements; never part of the tests
-	$(RUN)/python tests/bench/run.py $(ARGS)
+	$(RUN)/python tests/bench/bench_rome.py $(ARGS)
+	$(RUN)/python tests/bench/bench_unlearn.py $(ARGS)
 
 docs: $(VENV)/.installed-test  ## write the generated parts of the README anew
 	$(RUN)/python tools/readme.py

@@ -61,6 +61,11 @@ def test_importing_the_packages_costs_no_torch():
     assert python(code) == "False"
 
 
+def test_the_generated_parts_of_the_readme_are_fresh():
+    done = subprocess.run([sys.executable, "tools/readme.py", "--check"], cwd=ROOT, check=False)
+    assert done.returncode == 0, "the README's tables are stale; run `make docs`"
+
+
 def test_no_source_names_a_machine():
     for path in [
         *ROOT.glob("*.*"),
