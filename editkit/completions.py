@@ -20,7 +20,7 @@ from editkit.handle import ModelHandle
 from editkit.scoring import attention, unembed
 from editkit.tokens import Padded, PromptTooLong, encode_pair, pad, pad_id_of
 
-PART_TOKENS = 512  # padded tokens read at once: more gains nothing on a CPU, and memory grows with it
+PART_TOKENS = 256  # padded tokens read at once: more gains little on a CPU, and activations grow with it
 
 
 @dataclass(frozen=True, slots=True)
