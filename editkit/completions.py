@@ -20,7 +20,7 @@ from editkit.handle import ModelHandle
 from editkit.scoring import attention, unembed
 from editkit.tokens import Padded, PromptTooLong, encode_pair, pad, pad_id_of
 
-PART_TOKENS = 256  # padded tokens read at once: more gains little on a CPU, and activations grow with it
+PART_TOKENS = 256  # padded tokens read at once
 
 
 @dataclass(frozen=True, slots=True)

@@ -92,6 +92,11 @@ def _words(text: str) -> list[_Word]:
     return words
 
 
+def _key(name: str) -> tuple[str, ...]:
+    """A name's words, split and folded just as an answer's are."""
+    return tuple(word.text for word in _words(name))
+
+
 def repeats_itself(text: str) -> bool:
     """Whether more than 60 % of the words, or of the letter triples of one long word, were said before."""
     words = normalise(text).split()
@@ -122,7 +127,7 @@ class _Match(NamedTuple):
 
 @functools.lru_cache(maxsize=256)
 def _entities(names: tuple[str, ...]) -> dict[str, list[_Name]]:
-    return _by_first_word(_Name(tuple(normalise(name).split()), name, 2) for name in names)
+    return _by_first_word(_Name(_key(name), name, 2) for name in names)
 
 
 def _by_first_word(names: Iterable[_Name]) -> dict[str, list[_Name]]:
@@ -188,7 +193,7 @@ def _asserted(words: Sequence[_Word], matches: Iterable[_Match]) -> list[_Match]
 
 def names(text: str, name: str) -> bool:
     """Whether a text names something, as whole words, by the rule that answers are judged by."""
-    words, wanted = _words(text), _Name(tuple(normalise(name).split()), name, 2)
+    words, wanted = _words(text), _Name(_key(name), name, 2)
     return bool(wanted.words) and any(_at(words, i, wanted) for i in range(len(words)))
 
 
@@ -204,7 +209,7 @@ def classify(
         return Class.DEGENERATE
     sentence = first_sentence(text)
     words = _words(sentence)
-    wanted = [_Name(tuple(normalise(n).split()), n, rank) for rank, names in enumerate((new, old)) for n in names]
+    wanted = [_Name(_key(n), n, rank) for rank, names in enumerate((new, old)) for n in names]
     given = _asserted(words, _matches(words, (_by_first_word(wanted), _entities(tuple(lexicon)))))
     for match in given:
         if match.rank < 2:
