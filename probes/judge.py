@@ -141,7 +141,7 @@ def _by_first_word(names: Iterable[_Name]) -> dict[str, list[_Name]]:
 def _at(words: Sequence[_Word], i: int, name: _Name) -> bool:
     """Whether the name stands at word `i`, whole; inside the word for scripts that put no spaces."""
     if name.spelt[0] >= UNSPACED:
-        return all(part in words[i].text for part in name.words)
+        return all(any(part in w.text for w in words[i : i + len(name.words)]) for part in name.words)
     if tuple(word.text for word in words[i : i + len(name.words)]) != name.words:
         return False
     return len(name.words) > 1 or name.words[0] not in AMBIGUOUS or words[i].spelt == name.spelt
