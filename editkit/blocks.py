@@ -12,10 +12,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
-from transformers import DynamicCache
 
 from editkit.handle import ModelHandle
-from editkit.scoring import cache_keyword
 
 
 class Give(nn.Module):
@@ -39,34 +37,6 @@ def upper(handle: ModelHandle, layer: int, hidden: Tensor) -> nn.Module:
     """The backbone above block `layer`, which gives `hidden` instead of its own output. Numbers of blocks stay."""
     blocks = _blocks(handle)
     return _view(handle, [*(Give() for _ in range(layer)), Give(hidden), *blocks[layer + 1 :]])
-
-
-def run(backbone: nn.Module, ids: Tensor, mask: Tensor, positions: Tensor, cache: DynamicCache | None = None) -> Tensor:
-    """Hidden states after the final norm. A cache that is given grows by what is read (see `copied`)."""
-    keyword = {cache_keyword(backbone): cache} if cache is not None else {}
-    output = backbone(
-        input_ids=ids, attention_mask=mask.long(), position_ids=positions, use_cache=cache is not None, **keyword
-    )
-    return output.last_hidden_state
-
-
-def copied(cache: DynamicCache | None) -> DynamicCache | None:
-    """A cache that can grow while the first one stays; no keys or values are copied."""
-    if cache is None:
-        return None
-    other = copy.copy(cache)
-    other.layers = [copy.copy(layer) for layer in cache.layers]
-    return other
-
-
-def rows_of(cache: DynamicCache | None, rows: Tensor) -> DynamicCache | None:
-    """The cache of some rows of the batch."""
-    if cache is None:
-        return None
-    other = DynamicCache()
-    for layer, kept in enumerate(cache.layers):
-        other.update(kept.keys[rows], kept.values[rows], layer)  # type: ignore[index, union-attr]
-    return other
 
 
 @contextmanager

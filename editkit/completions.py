@@ -16,8 +16,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from editkit.facts import Example
+from editkit.forward import attention, unembed
 from editkit.handle import ModelHandle
-from editkit.scoring import attention, unembed
 from editkit.tokens import Padded, PromptTooLong, encode_pair, pad, pad_id_of
 
 PART_TOKENS = 256  # padded tokens read at once

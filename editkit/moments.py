@@ -21,16 +21,17 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from editkit.blocks import lower, run, without_patches
+from editkit.blocks import lower, without_patches
 from editkit.files import atomic_path
+from editkit.forward import run
 from editkit.handle import ModelHandle
 from editkit.hooks import traced
 from editkit.models import cache_folder
 from editkit.sampling import TextPlan, sampled_texts
-from editkit.scoring import ROWS
 from editkit.tokens import encode, pad, pad_id_of
 
 VERSION = 1  # raise when another matrix comes out for the same key
+ROWS = 48  # sequences read at once
 PART = "mlp_out"
 
 Progress = Callable[[str, int, int], None]  # what is done, how much, of how much

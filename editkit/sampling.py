@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from editkit.blocks import run, without_patches
+from editkit.blocks import without_patches
 from editkit.files import write_text
+from editkit.forward import run, unembed
 from editkit.handle import ModelHandle
 from editkit.models import cache_folder
-from editkit.scoring import unembed
 from editkit.tokens import encode, pad, pad_id_of
 
 VERSION = 1  # raise when other text comes out for the same plan

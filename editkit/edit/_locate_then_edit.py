@@ -21,11 +21,11 @@ from editkit.blocks import frozen
 from editkit.edit._adam import Adam
 from editkit.edit._upper import Reads, Row, Upper, prepare, reads_of
 from editkit.facts import SLOT, Edit
+from editkit.forward import attention
 from editkit.handle import ModelHandle
 from editkit.linalg import SolveError
 from editkit.patch import LowRankDelta, WeightPatch
 from editkit.sampling import TextPlan, sampled_texts
-from editkit.scoring import attention
 from editkit.tokens import encode, encode_pair, subject_span
 
 ESSENCE = f"{SLOT} is a"  # what the subject is must stay: the KL term is taken on this prompt

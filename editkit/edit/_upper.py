@@ -15,10 +15,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import DynamicCache
 
-from editkit.blocks import copied, lower, rows_of, run, upper
+from editkit.blocks import lower, upper
+from editkit.forward import copied, rows_of, run, unembed
 from editkit.handle import ModelHandle
 from editkit.hooks import traced
-from editkit.scoring import unembed
 from editkit.tokens import PromptTooLong, pad, pad_id_of
 
 

@@ -27,10 +27,10 @@ from editkit.blocks import frozen
 from editkit.edit._adam import Adam
 from editkit.edit._upper import Reads, Row, Upper, prepare, reads_of
 from editkit.facts import Edit
+from editkit.forward import attention
 from editkit.handle import ModelHandle
 from editkit.operators import EDITS, provenance_of
 from editkit.patch import DenseDelta, WeightPatch
-from editkit.scoring import attention
 from editkit.tokens import encode_pair
 
 Progress = Callable[[str, int, int], None]  # what is done, how much, of how much

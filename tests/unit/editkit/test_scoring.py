@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from editkit.patch import PromptPatch
-from editkit.scoring import Ask, attention, score_pairs, tell
+from editkit.forward import attention
+from editkit.scoring import Ask, score_pairs, tell
 from editkit.tokens import PromptTooLong, encode, encode_pair
 
 PROMPTS = ["The capital of France is", "Hi", "The capital of Peru, as you know, is", "日本語 Français", "What is"]

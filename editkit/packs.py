@@ -1,0 +1,178 @@
+"""Token sequences read together, so that no padding is read and what they share is read once.
+
+A pack is a forest laid out in one row: a token sees its ancestors and itself, and its position is its depth. Questions
+about one fact share much ("The capital of Peru is", "The capital of Peru is … In short:"), and so do the answers to be
+scored after one prompt. Where something on the model looks along the row (a hook, a sliding window), the sequences are
+put one to a row instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import DynamicCache
+
+from editkit.forward import run
+from editkit.handle import ModelHandle
+from editkit.patch import PromptPatch, WeightPatch
+from editkit.tokens import pad, pad_id_of
+
+Bundle = Sequence[Sequence[int]]
+"""Sequences that are read in one pack."""
+PACK_TOKENS = 512  # attention over a pack costs its square; below this it is a small part of the whole
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Pack:
+    """Tokens to read at once. `paths[i][j]` are the places, in `ids.flatten()`, of the tokens of sequence j of bundle
+    `members[i]`."""
+
+    members: list[int]
+    paths: list[list[list[int]]]
+    ids: Int[Tensor, "rows length"]
+    positions: Int[Tensor, "rows length"]
+    mask: Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Seen:
+    """A pack after it was read: hidden states after the final norm, and keys and values."""
+
+    hidden: Float[Tensor, "places d"]
+    cache: DynamicCache
+
+    def branch(self, paths: Sequence[Sequence[int]], length: int) -> DynamicCache:
+        """Keys and values of some paths as rows of `length`, padded on the left with what is to be masked."""
+        filled = [[0] * (length - len(path)) + [*path] for path in paths]
+        index = torch.tensor(filled, device=self.hidden.device)
+        branch = DynamicCache()
+        for number, layer in enumerate(self.cache.layers):
+            both = (kept.transpose(0, 1).flatten(1, 2)[:, index].transpose(0, 1) for kept in (layer.keys, layer.values))
+            branch.update(*both, number)
+        return branch
+
+
+def packed(handle: ModelHandle, bundles: Sequence[Bundle], tokens: int = PACK_TOKENS) -> Iterator[Pack]:
+    """All bundles in packs of at most `tokens` tokens (or one bundle). Neighbours in the order of their tokens share a
+    pack."""
+    order = sorted(range(len(bundles)), key=lambda i: [list(sequence) for sequence in bundles[i]])
+    if _looks_along_the_row(handle, bundles):
+        yield from _rows(handle, bundles, order, tokens)
+    else:
+        yield from _forests(handle, bundles, order, tokens)
+
+
+def read(handle: ModelHandle, pack: Pack) -> Seen:
+    """The pack in one forward pass."""
+    cache = DynamicCache()
+    mask = pack.mask if pack.mask.ndim == 2 else _added(pack.mask, handle.dtype)
+    hidden = run(handle.backbone, pack.ids, mask, pack.positions, cache)
+    return Seen(hidden.flatten(0, 1), cache)
+
+
+def _looks_along_the_row(handle: ModelHandle, bundles: Sequence[Bundle]) -> bool:
+    """Whether a forest could be read wrongly: by a patch that is no change of weights, or past a sliding window."""
+    config = handle.model.config.to_dict()
+    window = config.get("sliding_window") or handle.context
+    longest = max((len(sequence) for bundle in bundles for sequence in bundle), default=0)
+    return longest > window or not all(isinstance(patch, WeightPatch | PromptPatch) for patch in handle.patches)
+
+
+def _added(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """A mask as numbers to be added to attention scores, which every implementation takes."""
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
+
+
+# Forests --
+
+
+@dataclass(slots=True)
+class _Forest:
+    """Nodes in an order in which parents come first; -1 is the parent of a root."""
+
+    ids: list[int] = field(default_factory=list)
+    parents: list[int] = field(default_factory=list)
+    depths: list[int] = field(default_factory=list)
+    children: dict[tuple[int, int], int] = field(default_factory=dict)
+    members: list[int] = field(default_factory=list)
+    paths: list[list[list[int]]] = field(default_factory=list)
+
+    def missing(self, bundle: Bundle) -> int:
+        """At most so many nodes are to be added for a bundle."""
+        return sum(len(sequence) - len(self.walk(sequence)) for sequence in bundle)
+
+    def walk(self, sequence: Sequence[int]) -> list[int]:
+        """The nodes of as much of a sequence as is there."""
+        path: list[int] = []
+        for token in sequence:
+            node = self.children.get((path[-1] if path else -1, token))
+            if node is None:
+                break
+            path.append(node)
+        return path
+
+    def add(self, member: int, bundle: Bundle) -> None:
+        self.members.append(member)
+        self.paths.append([self.grown(sequence) for sequence in bundle])
+
+    def grown(self, sequence: Sequence[int]) -> list[int]:
+        path = self.walk(sequence)
+        for token in sequence[len(path) :]:
+            parent = path[-1] if path else -1
+            self.children[parent, token] = len(self.ids)
+            path.append(len(self.ids))
+            self.ids.append(token)
+            self.parents.append(parent)
+            self.depths.append(len(path) - 1)
+        return path
+
+    def pack(self, device: torch.device) -> Pack:
+        mask = torch.eye(len(self.ids), dtype=torch.bool)
+        for node, parent in enumerate(self.parents):
+            if parent >= 0:
+                mask[node] |= mask[parent]
+        ids, positions = (torch.tensor([each], device=device) for each in (self.ids, self.depths))
+        return Pack(self.members, self.paths, ids, positions, mask[None, None].to(device))
+
+
+def _forests(handle: ModelHandle, bundles: Sequence[Bundle], order: Sequence[int], tokens: int) -> Iterator[Pack]:
+    forest = _Forest()
+    for place in order:
+        if forest.members and len(forest.ids) + forest.missing(bundles[place]) > tokens:
+            yield forest.pack(handle.device)
+            forest = _Forest()
+        forest.add(place, bundles[place])
+    if forest.members:
+        yield forest.pack(handle.device)
+
+
+# Rows --
+
+
+def _rows(handle: ModelHandle, bundles: Sequence[Bundle], order: Sequence[int], tokens: int) -> Iterator[Pack]:
+    group: list[int] = []
+    for place in sorted(order, key=lambda i: -_longest(bundles[i])):
+        sequences = sum(len(bundles[i]) for i in (*group, place))
+        if group and sequences * _longest(bundles[group[0]]) > tokens:
+            yield _in_rows(handle, bundles, group)
+            group = []
+        group.append(place)
+    if group:
+        yield _in_rows(handle, bundles, group)
+
+
+def _longest(bundle: Bundle) -> int:
+    return max(map(len, bundle))
+
+
+def _in_rows(handle: ModelHandle, bundles: Sequence[Bundle], members: list[int]) -> Pack:
+    sequences = [sequence for member in members for sequence in bundles[member]]
+    padded = pad(sequences, side="right", pad_id=pad_id_of(handle.tokenizer), device=handle.device)
+    length = padded.ids.shape[1]
+    places = iter([[*range(row * length, row * length + len(sequence))] for row, sequence in enumerate(sequences)])
+    paths = [[next(places) for _ in bundles[member]] for member in members]
+    return Pack(members, paths, padded.ids, padded.positions, padded.mask)

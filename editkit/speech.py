@@ -1,0 +1,75 @@
+"""Greedy text of many prompts at once, token by token."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from transformers import DynamicCache
+
+from editkit.forward import run, unembed
+from editkit.handle import ModelHandle
+
+
+@dataclass(frozen=True, slots=True)
+class Speech:
+    """When a greedy text ends: at `max_new_tokens`, at one of the ids `stops`, at a line break, or when `enough` says
+    of the text so far that no more is wanted."""
+
+    max_new_tokens: int
+    stops: frozenset[int]
+    enough: Callable[[str], bool] | None = None
+
+    def over(self, handle: ModelHandle, ids: Sequence[int]) -> bool:
+        if len(ids) >= self.max_new_tokens or ids[-1] in self.stops:
+            return True
+        text = handle.tokenizer.decode(ids)
+        return bool(text.strip()) and ("\n" in text.lstrip() or (self.enough is not None and self.enough(text)))
+
+    def text(self, handle: ModelHandle, ids: Sequence[int]) -> str:
+        kept = [i for i in ids if i not in self.stops]
+        return str(handle.tokenizer.decode(kept, skip_special_tokens=True)).strip()
+
+
+def stop_ids(handle: ModelHandle) -> frozenset[int]:
+    """Ids that end a text: EOS of tokenizer, config and generation config."""
+    stops: set[int] = set()
+    generation = handle.model.generation_config.eos_token_id if handle.model.can_generate() else None
+    for ids in (handle.tokenizer.eos_token_id, handle.model.config.eos_token_id, generation):
+        if ids is not None:
+            stops.update(ids if isinstance(ids, list) else [ids])
+    return frozenset(stops)
+
+
+def speak(
+    handle: ModelHandle, lengths: Sequence[int], cache: DynamicCache, chosen: Int[Tensor, " rows"], speech: Speech
+) -> Iterator[tuple[int, str]]:
+    """The text of each row as soon as it ends, with the row's number.
+
+    `lengths` are the prompts', `cache` their keys and values, padded on the left, and `chosen` the first token of each
+    text. Rows that have ended leave the batch.
+    """
+    start = torch.tensor(lengths, device=handle.device)
+    held = cache.get_seq_length()
+    mask = torch.arange(held, device=handle.device)[None] >= (held - start)[:, None]
+    spoken: list[list[int]] = [[] for _ in lengths]
+    alive = list(range(len(lengths)))
+    while True:
+        for place, token in zip(alive, chosen.tolist(), strict=True):
+            spoken[place].append(token)
+        going = [i for i, place in enumerate(alive) if not speech.over(handle, spoken[place])]
+        for place in set(alive) - {alive[i] for i in going}:
+            yield place, speech.text(handle, spoken[place])
+        if not going:
+            return
+        keep = torch.tensor(going, device=handle.device)
+        if len(going) < len(alive):
+            cache.batch_select_indices(keep)
+            alive = [alive[i] for i in going]
+        mask = torch.cat([mask[keep], torch.ones((len(going), 1), dtype=torch.bool, device=handle.device)], 1)
+        positions = mask.sum(1, keepdim=True) - 1
+        hidden = run(handle.backbone, chosen[keep, None], mask, positions, cache)[:, -1]
+        chosen = unembed(handle, hidden).argmax(-1)
