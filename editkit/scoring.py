@@ -22,8 +22,8 @@ from editkit.speech import Speech, speak, stop_ids
 from editkit.tokens import PromptTooLong, encode, encode_pair
 
 MAX_NEW_TOKENS = 16
-ROWS = 192  # prompts that speak at once: a step for few costs a CPU nearly as much as one for many
-HELD = 8192  # tokens whose keys and values are held for them
+ROWS = 384  # prompts that speak at once: a step for few costs a CPU nearly as much as one for many
+HELD = 12288  # tokens whose keys and values are held for them
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,33 +156,39 @@ def _tell_group(
     length = max(len(each.ids) for each in group)
     waiting = _Waiting()
     for pack in packed(handle, [each.sequences for each in group]):
-        own = [group[member] for member in pack.members]
         seen = read_pack(handle, pack)
-        scores, chosen = _read_off(handle, pack, seen, own)
-        silent = [i for i, each in enumerate(own) if not each.generate]
+        heard = _read_off(handle, pack, seen, [group[member] for member in pack.members])
+        silent = [each for each in heard if not each.path]
         if silent:
-            yield [pack.members[i] for i in silent], [Told("", scores[i]) for i in silent]
-        speaking = [i for i, each in enumerate(own) if each.generate]
+            yield [each.member for each in silent], [Told("", each.scores) for each in silent]
+        speaking = [each for each in heard if each.path]
         if speaking:
-            paths = [pack.paths[i][0][: len(own[i].ids)] for i in speaking]
-            waiting.places += [pack.members[i] for i in speaking]
-            waiting.scores += [scores[i] for i in speaking]
-            waiting.caches.append(seen.branch(paths, length))
-            waiting.chosen.append(chosen[speaking])
-    if waiting.places:
-        lengths = [len(group[place].ids) for place in waiting.places]
-        for row, text in speak(handle, lengths, waiting.cache(), torch.cat(waiting.chosen), speech):
-            yield [waiting.places[row]], [Told(text, waiting.scores[row])]
+            waiting.heard += speaking
+            waiting.caches.append(seen.branch([each.path for each in speaking], length))
+    if waiting.heard:
+        lengths, first = [len(each.path) for each in waiting.heard], [each.next for each in waiting.heard]
+        for ended in speak(handle, lengths, waiting.cache(), first, speech):
+            told = [Told(text, waiting.heard[row].scores) for row, text in ended]
+            yield [waiting.heard[row].member for row, _ in ended], told
+
+
+@dataclass(frozen=True, slots=True)
+class _Heard:
+    """What reading a pack says of one ask: its place in the group, its scores, the most likely next token, and, where
+    it is to speak, the prompt's path in the pack."""
+
+    member: int
+    scores: dict[str, TargetScore]
+    next: int
+    path: list[int]
 
 
 @dataclass(slots=True)
 class _Waiting:
-    """Those of a group who are to speak when all of it is read: their places, scores, keys and values, first tokens."""
+    """Those of a group who are to speak when all of it is read, and their keys and values."""
 
-    places: list[int] = field(default_factory=list)
-    scores: list[dict[str, TargetScore]] = field(default_factory=list)
+    heard: list[_Heard] = field(default_factory=list)
     caches: list[DynamicCache] = field(default_factory=list)
-    chosen: list[Tensor] = field(default_factory=list)
 
     def cache(self) -> DynamicCache:
         """All caches in one; each is given up as it is copied."""
@@ -197,29 +203,38 @@ class _Waiting:
         return whole
 
 
-def _read_off(
-    handle: ModelHandle, pack: Pack, seen: Seen, asks: Sequence[_Encoded]
-) -> tuple[list[dict[str, TargetScore]], Tensor]:
-    """Every target's score, and the most likely token after each prompt. Each place is unembedded once."""
-    wanted = [
-        (place, token, (number, name))
-        for number, (ask, paths) in enumerate(zip(asks, pack.paths, strict=True))
-        for (name, target), path in zip(ask.targets.items(), paths, strict=False)
-        for place, token in zip(path[len(ask.ids) - 1 :], target, strict=True)
-    ]
-    ends = [paths[0][len(ask.ids) - 1] for ask, paths in zip(asks, pack.paths, strict=True)]
-    rows = {place: row for row, place in enumerate(dict.fromkeys([*ends, *(place for place, *_ in wanted)]))}
+def _read_off(handle: ModelHandle, pack: Pack, seen: Seen, asks: Sequence[_Encoded]) -> list[_Heard]:
+    """Scores and first words of each ask. Each place is unembedded once."""
+    tails = [[path[len(ask.ids) - 1 :] for path in paths] for ask, paths in zip(asks, pack.paths, strict=True)]
+    rows = {place: row for row, place in enumerate(dict.fromkeys(p for each in tails for tail in each for p in tail))}
     logits = unembed(handle, seen.hidden[torch.tensor([*rows], device=handle.device)])
-    best = logits.argmax(-1)
-    row = torch.tensor([rows[place] for place, *_ in wanted], dtype=torch.long, device=handle.device)
-    token = torch.tensor([token for _, token, _ in wanted], dtype=torch.long, device=handle.device)
-    logprob = (logits[row, token] - logits.logsumexp(-1)[row]).double().tolist()
-    hit = (best[row] == token).tolist()
-    scores: list[dict[str, TargetScore]] = [{} for _ in asks]
-    for (*_, (number, name)), value, right in zip(wanted, logprob, hit, strict=True):
-        before = scores[number].get(name, TargetScore(0.0, 0, True))
-        scores[number][name] = TargetScore(before.logprob + value, before.tokens + 1, before.argmax and right)
-    return scores, best[torch.tensor([rows[end] for end in ends], device=handle.device)]
+    best = dict(zip(rows, logits.argmax(-1).tolist(), strict=True))
+    wanted = [
+        [*zip(tail, target, strict=True)]
+        for ask, own in zip(asks, tails, strict=True)
+        for target, tail in zip(ask.targets.values(), own, strict=False)
+    ]
+    logprobs = iter(_logprobs(logits, [(rows[place], token) for each in wanted for place, token in each]))
+    scores = iter(
+        [
+            TargetScore(sum(next(logprobs) for _ in each), len(each), all(best[p] == t for p, t in each))
+            for each in wanted
+        ]
+    )
+    heard = []
+    for member, ask, paths in zip(pack.members, asks, pack.paths, strict=True):
+        path = paths[0][: len(ask.ids)]
+        own = {target: next(scores) for target in ask.targets}
+        heard.append(_Heard(member, own, best[path[-1]], path if ask.generate else []))
+    return heard
+
+
+def _logprobs(logits: Tensor, wanted: Sequence[tuple[int, int]]) -> list[float]:
+    """log p of each (row, token)."""
+    if not wanted:
+        return []
+    rows, tokens = torch.tensor(wanted, device=logits.device).T
+    return list((logits[rows, tokens] - logits.logsumexp(-1)[rows]).double().tolist())
 
 
 @torch.inference_mode()

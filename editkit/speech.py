@@ -6,8 +6,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Int
-from torch import Tensor
 from transformers import DynamicCache
 
 from editkit.forward import run, unembed
@@ -45,31 +43,31 @@ def stop_ids(handle: ModelHandle) -> frozenset[int]:
 
 
 def speak(
-    handle: ModelHandle, lengths: Sequence[int], cache: DynamicCache, chosen: Int[Tensor, " rows"], speech: Speech
-) -> Iterator[tuple[int, str]]:
-    """The text of each row as soon as it ends, with the row's number.
+    handle: ModelHandle, lengths: Sequence[int], cache: DynamicCache, first: Sequence[int], speech: Speech
+) -> Iterator[list[tuple[int, str]]]:
+    """Step by step, the texts that end and the numbers of their rows.
 
-    `lengths` are the prompts', `cache` their keys and values, padded on the left, and `chosen` the first token of each
+    `lengths` are the prompts', `cache` their keys and values, padded on the left, and `first` the first token of each
     text. Rows that have ended leave the batch.
     """
     start = torch.tensor(lengths, device=handle.device)
     held = cache.get_seq_length()
     mask = torch.arange(held, device=handle.device)[None] >= (held - start)[:, None]
-    spoken: list[list[int]] = [[] for _ in lengths]
+    spoken = [[token] for token in first]
     alive = list(range(len(lengths)))
     while True:
-        for place, token in zip(alive, chosen.tolist(), strict=True):
-            spoken[place].append(token)
         going = [i for i, place in enumerate(alive) if not speech.over(handle, spoken[place])]
-        for place in set(alive) - {alive[i] for i in going}:
-            yield place, speech.text(handle, spoken[place])
+        ended = sorted({*alive} - {alive[i] for i in going})
+        if ended:
+            yield [(place, speech.text(handle, spoken[place])) for place in ended]
         if not going:
             return
-        keep = torch.tensor(going, device=handle.device)
         if len(going) < len(alive):
+            keep = torch.tensor(going, device=handle.device)
             cache.batch_select_indices(keep)
-            alive = [alive[i] for i in going]
-        mask = torch.cat([mask[keep], torch.ones((len(going), 1), dtype=torch.bool, device=handle.device)], 1)
-        positions = mask.sum(1, keepdim=True) - 1
-        hidden = run(handle.backbone, chosen[keep, None], mask, positions, cache)[:, -1]
-        chosen = unembed(handle, hidden).argmax(-1)
+            mask, alive = mask[keep], [alive[i] for i in going]
+        mask = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
+        last = torch.tensor([spoken[place][-1:] for place in alive], device=handle.device)
+        hidden = run(handle.backbone, last, mask, mask.sum(1, keepdim=True) - 1, cache)[:, -1]
+        for place, token in zip(alive, unembed(handle, hidden).argmax(-1).tolist(), strict=True):
+            spoken[place].append(token)

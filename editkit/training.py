@@ -24,6 +24,7 @@ from editkit.completions import Batch, Encoded, collate, gradient_attention, par
 from editkit.handle import ModelHandle
 from editkit.optimiser import AdamW
 from editkit.patch import DenseDelta
+from editkit.products import FLOAT32, check_products, products_of, resolved, using
 from editkit.scope import Scope
 
 
@@ -35,7 +36,8 @@ class TrainingError(RuntimeError):
 class Schedule:
     """How long and how hard: `steps` of AdamW with learning rate `learning_rate` after `warmup` linear steps, each on
     `batch` examples of every term (0: all of them). `clip` bounds the gradient's norm. What is watched is read again
-    every `check_every` steps."""
+    every `check_every` steps, in float32. `products` are the matrix products of the steps (see editkit/products.py):
+    "float32", "bfloat16" or "auto"; the weights that are trained are float32 all the same."""
 
     learning_rate: float = 1e-5
     steps: int = 30
@@ -44,8 +46,10 @@ class Schedule:
     weight_decay: float = 0.0
     clip: float | None = None
     check_every: int = 1
+    products: str = FLOAT32
 
     def __post_init__(self) -> None:
+        check_products(self.products)
         if self.learning_rate <= 0 or self.steps < 0 or self.batch < 0 or self.check_every < 1:
             raise ValueError(f"{self} needs learning_rate > 0, steps >= 0, batch >= 0 and check_every >= 1")
 
@@ -146,7 +150,8 @@ def descend(
         loop = _Loop(handle, objective, schedule, originals, seed)
         history = loop.run(progress)
         deltas = loop.deltas()
-    return Descent(deltas, _notes(history, objective.stopping, sum(v.numel() for v in originals.values())))
+    notes = _notes(history, objective.stopping, sum(v.numel() for v in originals.values()))
+    return Descent(deltas, notes | {"products": resolved(handle, schedule.products)})
 
 
 def _open(handle: ModelHandle, names: Sequence[str], undo: ExitStack) -> dict[str, Tensor]:
@@ -178,6 +183,7 @@ class _Loop:
         self.handle, self.objective, self.schedule, self.originals = handle, objective, schedule, originals
         self.parameters = {name: handle.parameter(name) for name in originals}
         self.terms = [term for term in objective.terms if term.weight and term.examples]
+        self.products = products_of(handle, schedule.products)
         self.draws = [_draws(term, schedule.batch, seed) for term in self.terms]
         self.optimiser = AdamW(
             self.parameters,
@@ -209,7 +215,8 @@ class _Loop:
     def move(self, step: int) -> float:
         """One step down; gives the loss before it."""
         drawn = zip(self.terms, self.draws, strict=True)
-        loss = sum(_backward(self.handle, term, next(rows)) for term, rows in drawn)
+        with using(self.products):
+            loss = sum(_backward(self.handle, term, next(rows)) for term, rows in drawn)
         if not math.isfinite(loss):
             raise TrainingError(f"the loss is {loss} at step {step + 1}; use a smaller learning rate")
         if self.objective.regrad:

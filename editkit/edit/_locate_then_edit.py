@@ -21,10 +21,11 @@ from editkit.blocks import frozen
 from editkit.edit._adam import Adam
 from editkit.edit._upper import Reads, Row, Upper, prepare, reads_of
 from editkit.facts import SLOT, Edit
-from editkit.forward import attention
+from editkit.forward import attention, unembed
 from editkit.handle import ModelHandle
 from editkit.linalg import SolveError
 from editkit.patch import LowRankDelta, WeightPatch
+from editkit.products import FLOAT32, check_products, products_of, resolved, using
 from editkit.sampling import TextPlan, sampled_texts
 from editkit.tokens import encode, encode_pair, subject_span
 
@@ -62,7 +63,8 @@ class TargetSearch:
     object (nats a token) + `kl_weight` KL(before ‖ after) on "{} is a" + `weight_decay` ‖residual‖ / ‖value‖². The
     search ends when it falls below `stop_below`. With `tokens_per_step` > 0 each step draws as many contexts as have
     that many tokens from the subject's last one on, the prompt alone always among them; the search still ends only when
-    the loss over all contexts is below. Where all fit, nothing is drawn.
+    the loss over all contexts is below. Where all fit, nothing is drawn. `products` are the matrix products of the
+    steps (see editkit/products.py): "float32", "bfloat16" or "auto"; a loss that ends the search is float32.
     """
 
     steps: int = 20
@@ -72,8 +74,10 @@ class TargetSearch:
     weight_decay: float = 0.5
     stop_below: float = 0.05
     tokens_per_step: int = 0
+    products: str = FLOAT32
 
     def __post_init__(self) -> None:
+        check_products(self.products)
         if self.steps < 1 or self.learning_rate <= 0 or self.clamp <= 0 or self.tokens_per_step < 0:
             raise ValueError(f"{self} needs steps >= 1, learning_rate > 0, clamp > 0 and tokens_per_step >= 0")
 
@@ -128,7 +132,8 @@ class _Search:
         self.norms = self.all.upper.values[:: self.per_edit, 0].float().norm(dim=1)
         width = self.all.upper.values.shape[-1]
         self.residual = torch.zeros(self.edits, width, device=handle.device, requires_grad=True)
-        self.essence: Tensor | None = None  # log-probabilities after "{} is a" in the unchanged model
+        self.products = products_of(handle, settings.products, range(layer + 1, handle.layers))
+        self.essence = self.unchanged()
         self.generator = torch.Generator().manual_seed(seed)
 
     def run(self) -> list[Target]:
@@ -138,7 +143,7 @@ class _Search:
         for step in range(1, self.settings.steps + 1):
             live = [edit for edit in range(self.edits) if edit not in found]
             last = step == self.settings.steps
-            with torch.set_grad_enabled(not last):
+            with torch.set_grad_enabled(not last), using(None if last else self.products):
                 loss = self.loss(live, self.drawn(everything=last))
             for edit, value in zip(live, self.verified(live, loss.detach()), strict=True):
                 if value < self.settings.stop_below or last:
@@ -188,22 +193,29 @@ class _Search:
         first = self.residual[live].repeat_interleave(rows, 0)[:, None]
         return zero_pad(first, (0, 0, 0, self.batch.upper.ids.shape[1] - 1))
 
+    @torch.no_grad()
+    def unchanged(self) -> Float[Tensor, "edits vocabulary"]:
+        """Log-probabilities after "{} is a" in the unchanged model."""
+        rows = torch.arange(self.per_edit - 1, len(self.flat), self.per_edit, device=self.handle.device)
+        upper = self.all.upper.rows(rows)
+        hidden = upper.run(torch.zeros_like(upper.values))
+        return unembed(self.handle, hidden[torch.arange(len(rows), device=rows.device), self.ends[rows]]).log_softmax(
+            -1
+        )
+
     def drift(self, live: Sequence[int], logits: Float[Tensor, "live vocabulary"]) -> Float[Tensor, " live"]:
         """KL(before ‖ after) of the next token after "{} is a", nats."""
-        after = logits.log_softmax(-1)
-        if self.essence is None:  # the first step, where the residual is zero
-            self.essence = after.detach()
-        before = self.essence[live]
+        before, after = self.essence[live], logits.log_softmax(-1)
         return (before.exp() * (before - after)).sum(-1)
 
     @torch.no_grad()
     def verified(self, live: Sequence[int], loss: Tensor) -> list[float]:
-        """The losses, those of edits that seem done taken over all contexts."""
+        """The losses, those of edits that seem done taken over all contexts and in float32."""
         if not torch.isfinite(loss).all():
             raise SolveError("the loss of the value search is not finite; load the model in float32")
         done = [edit for edit, value in zip(live, loss.tolist(), strict=True) if value < self.settings.stop_below]
         checked: dict[int, float] = {}
-        if done and len(self.batch.rows) < len(live) * self.per_edit:
+        if done and (self.products or len(self.batch.rows) < len(live) * self.per_edit):
             whole = self.loss(done, self.drawn(everything=True))
             checked = dict(zip(done, whole.tolist(), strict=True))
         return [checked.get(edit, value) for edit, value in zip(live, loss.tolist(), strict=True)]
@@ -215,7 +227,12 @@ class _Search:
 
     def target(self, edit: int, steps: int, loss: float) -> Target:
         residual = self.residual[edit].detach().clone()
-        notes = {"steps": steps, "loss": loss, "relative_norm": float(residual.norm() / self.norms[edit])}
+        notes = {
+            "steps": steps,
+            "loss": loss,
+            "relative_norm": float(residual.norm() / self.norms[edit]),
+            "products": resolved(self.handle, self.settings.products),
+        }
         return Target(self.keys[edit], residual, notes)
 
 

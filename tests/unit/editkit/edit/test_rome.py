@@ -89,7 +89,8 @@ def test_edits_searched_together_equal_edits_searched_alone(handle_of, layout, m
 
 
 def test_only_upper_blocks_run_in_a_step(handle):
-    """The prefix passes every block, the suffix the lower ones, and then each step the upper ones alone."""
+    """The prefix passes every block, the suffix the lower ones; then the upper ones alone run, once for "{} is a" and once
+    each step."""
     counts = [0, 0, 0]
 
     def counting(layer):
@@ -103,7 +104,7 @@ def test_only_upper_blocks_run_in_a_step(handle):
         find_targets(handle, EDITS[:1], 1, BEFORE, SEARCH, seed=0)
     finally:
         [hook.remove() for hook in hooks]
-    assert counts == [2, 2, 1 + SEARCH.steps]
+    assert counts == [2, 2, 2 + SEARCH.steps]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -214,7 +215,7 @@ def test_several_edits_are_one_on_top_of_the_other(handle):
 
 def test_the_notes_say_how_each_search_went(handle):
     notes = OPERATOR(handle, EDITS[:2], seed=0).provenance.notes
-    assert [sorted(n) for n in notes["searches"]] == [["loss", "relative_norm", "steps"]] * 2
+    assert [sorted(n) for n in notes["searches"]] == [["loss", "products", "relative_norm", "steps"]] * 2
     assert notes["moment_tokens"] == 120 and len(notes["moment"]) == 64
 
 
