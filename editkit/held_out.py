@@ -20,6 +20,7 @@ NEIGHBORS = 8  # of the same relation
 UNRELATED = 3  # of other relations
 CHAINS_EACH = 2  # subjects asked through one chain
 TARGETS_CONSIDERED = 0.5  # the better known half of the range
+INVERSE = "inverse"  # the kind of a chain whose second step may lead from the object back to the subject
 
 
 def dice(seed: int, name: str) -> random.Random:
@@ -151,17 +152,18 @@ def hops(table: FactTable, change: Change, *, seed: int, known: Container[str] |
 
     For an edit: chains that end in the changed fact (the answer moves with it) and chains that begin with it (the
     answer follows from the new object); hops whose two answers are equal are left out. For forgetting: chains that end
-    in the fact, and its inverse. No hop names the old object or the new one, but for the inverse, which asks from it.
+    in the fact, and its inverses. No hop names the old object or the new one, but for an inverse, which asks from it.
     """
     source = dice(seed, f"hops/{change.entry.id}")
     found: list[Hop] = []
-    for chain in table.compositions:
+    chains = [chain for chain in table.compositions if chain.kind != INVERSE]
+    for chain in chains:
         if chain.second == change.entry.relation:
             found += _ending(table, chain, change, source, known)
         if chain.first == change.entry.relation and change.target_new is not None:
             found += _beginning(table, chain, change, source)
     if change.target_new is None:
-        found += _inverse(table, change, source)
+        found += [*_inverse(table, change, source), *_back(table, change, source)]
     return tuple({hop.question.prompt: hop for hop in found}.values())
 
 
@@ -217,7 +219,25 @@ def _inverse(table: FactTable, change: Change, source: random.Random) -> Iterato
     for template in (inverse.prompt, *source.sample(others, min(1, len(others)))):
         question = _inverse_question(inverse, template, change.entry)
         if not mentions(question.prompt, change.entry.fact.subject):
-            yield Hop(question=question, premises=(direct, change.entry.question), kind="inverse")
+            yield Hop(question=question, premises=(direct, change.entry.question), kind=INVERSE)
+
+
+def _back(table: FactTable, change: Change, source: random.Random) -> Iterator[Hop]:
+    """object -> subject over a relation that a chain of kind "inverse" names, where it leads there: what is "the
+    largest city in Germany" leads to Berlin, and so back to the fact that Berlin is in Germany."""
+    fact = change.entry.fact
+    for chain in table.compositions:
+        if chain.kind != INVERSE or chain.first != fact.relation:
+            continue
+        entry = table.find(chain.second, fact.object)
+        if entry is None or normalise(entry.fact.object) != normalise(fact.subject):
+            continue
+        relation = table.relations[chain.second]
+        others = [*relation.paraphrases, *relation.questions]
+        for template in (relation.prompt, *source.sample(others, min(1, len(others)))):
+            question = entry.ask(template)
+            if not mentions(question.prompt, fact.subject):
+                yield Hop(question=question, premises=(entry.question, change.entry.question), kind=INVERSE)
 
 
 def _steps_to(table: FactTable, first: str, goal: Entry) -> list[Step]:

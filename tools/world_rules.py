@@ -8,6 +8,7 @@ SMALLEST_COUNTRY = 100_000
 SMALLEST_CITY = 300_000
 SMALLEST_US_CITY = 150_000
 CITIES_A_COUNTRY = 5
+LARGEST_BY = 1.2  # the largest of several has this many times what the next one has
 TWIN_SHARE = 0.2  # a city of the same name elsewhere, a fifth as large, makes the name ambiguous
 
 
@@ -71,8 +72,16 @@ def in_sentence(name: str) -> str:
     return f"the {bare}" if bare in WITH_ARTICLE else bare
 
 
-# Only neighbours: Cuba's is a naval base; Canada and Denmark share an island since 2022.
-BORDER_UNSURE = codes("CA CU DK")
+def pairs(text: str) -> frozenset[frozenset[str]]:
+    """The words "A-B" of a line as a set of pairs."""
+    return frozenset(frozenset(word.split("-")) for word in text.split())
+
+
+# Listed, but Cuba's is a naval base, and Serbia meets Albania only along Kosovo (no statement either way).
+NO_BORDER = pairs("CU-US AL-RS")
+# Neither asked for nor ruled out: overseas parts of France and the Netherlands, an island that Canada and Denmark share
+# since 2022, and the 150 m of river between Botswana and Zambia.
+BORDER_UNSURE = pairs("BR-FR FR-SR FR-NL CA-DK BW-ZM")
 
 # Cities ---------------------------------------------------------------------------------------------------------
 
@@ -110,6 +119,11 @@ CITY_NAMES = {
     "Nürnberg": "Nuremberg", "Québec": "Quebec City", "Santiago de Querétaro": "Querétaro", "Sevilla": "Seville",
     "Thessaloníki": "Thessaloniki", "Ulan Bator": "Ulaanbaatar", "Zaporizhzhya": "Zaporizhzhia", "Zürich": "Zurich",
 }  # fmt: skip
+# Small islands and places where the sources differ: Bahrain (Manama), Ghana (Accra), Israel, Saint Lucia (Castries),
+# Syria since the war, Eswatini (Mbabane).
+LARGEST_CITY_UNSURE = codes("BH GH IL LC SY SZ")
+# A short word answers too many questions by chance.
+ABBREVIATIONS_THAT_ARE_WORDS = codes("HI IN ME OH OK OR")
 # Names that a reader takes for another place first.
 US_CITY_UNSURE = frozenset({"Ontario", "Vancouver"})
 # Boroughs, districts, suburbs that GeoNames lists as places of their own, and census-designated places.
@@ -154,6 +168,8 @@ LANGUAGE_NAMES = {
 # A change of law that the sources have not followed, or that is too recent: French in Mali, Burkina Faso and Niger;
 # Ethiopia has five working languages, Iraq two official ones; Montenegro's is Montenegrin.
 LANGUAGE_IN_CHANGE = codes("BF ET IQ ME ML NE")
+# Since 2019 Albanian is official all over North Macedonia, which CLDR has not followed.
+OFFICIAL_ELSEWHERE = frozenset({"Albanian"})
 
 
 def language_code(code: str) -> str:
@@ -195,23 +211,6 @@ def normal(text: str) -> str:
     return without_accents(text).casefold()
 
 
-# Elements -------------------------------------------------------------------------------------------------------
-
-ELEMENT_NAMES = {"aluminum": ("aluminium",), "cesium": ("caesium",), "sulfur": ("sulphur",)}
-# A short word answers too many questions by chance.
-SYMBOLS_THAT_ARE_WORDS = codes("As At Be He I In No Am")
-ELEMENT_GROUPS = {
-    "Alkali metals": ("alkali metals", "alkali metal"),
-    "Alkaline earth metals": ("alkaline earth metals", "alkaline earth metal"),
-    "Halogens": ("halogens", "halogen"),
-    "Noble gases": ("noble gases", "noble gas"),
-    "Lanthanides": ("lanthanides", "lanthanide", "rare earth elements", "rare earth metals"),
-    "Actinides": ("actinides", "actinide"),
-    "Transition metals": ("transition metals", "transition metal"),
-}
-# Counted to either side of a border between groups.
-GROUP_UNSURE = frozenset({"zinc", "cadmium", "mercury", "scandium", "yttrium", "lanthanum", "actinium", "lutetium"})
-
 # The card -------------------------------------------------------------------------------------------------------
 
 CARD = {
@@ -219,22 +218,24 @@ CARD = {
     "title": "Facts of the world",
     "task": "knowledge editing and unlearning",
     "description": (
-        "Countries (capital, continent, currency, official language, only neighbour), cities and their countries, "
-        "American cities, states and their capitals, elements (symbol, atomic number, family): one object a subject, "
-        "with other spellings, a popularity score and its quartile within the relation. relations.toml words each "
-        "relation in at least eight ways, half of them held out from operators, and says which relations chain. Facts "
-        "that the sources leave open, dispute or have not followed up are left out; tools/world_rules.py gives "
-        "the reasons."
+        "Countries (capital, continent, currency, official language), cities and their countries, American cities, "
+        "states and their capitals, elements (symbol, atomic number, family, discoverer), and steps of chains that are "
+        "never changed (neighbours, landmarks, minerals …): one object a subject, with other spellings, a "
+        "popularity score and its quartile within the relation. relations.toml words each relation that is changed in "
+        "at least eight ways, half of them held out from operators, and says which relations chain. Facts that the "
+        "sources leave open, dispute or have not followed up are left out; tools/world_rules.py and "
+        "world_element_rules.py give the reasons."
     ),
     "reader": "world",
     "license": "CC-BY-4.0",
     "license_note": (
-        "GeoNames asks for attribution (CC BY 4.0), so the whole is given under that licence; the wordings are ours."
+        "GeoNames asks for attribution (CC BY 4.0), so the whole is given under that licence; the wordings and "
+        "the lists of landmarks and minerals are ours."
     ),
     "popularity": (
         "Places: population in people (GeoNames; for an American state the residents of its places of 15,000 or more). "
         "Elements: abundance in the crust of the Earth in mg/kg, a measure of how common the element is, not of how "
-        "often it is spoken of."
+        "often it is spoken of. A step of a chain is as popular as what it is about."
     ),
     "strata": "q1 (least popular) to q4 (most popular): quartiles of popularity within the relation",
     "citation": (
@@ -255,7 +256,7 @@ SOURCES = (
     },
     {
         "package": "mendeleev",
-        "gives": "element symbols, atomic numbers, series, abundance in the crust",
+        "gives": "element symbols, atomic numbers, series, discoverers, abundance in the crust",
         "license": "MIT",
     },
     {"package": "us", "gives": "American states and their capitals", "license": "BSD-3-Clause"},

@@ -175,9 +175,9 @@ def _with_strata(entries: list[Entry]) -> list[Entry]:
 
 
 def _relations(entries: list[Entry], shipped: FactTable) -> dict[str, Relation]:
-    """The relations of the file: the shipped ones, or a bare one with the first prompt."""
+    """The relations of the file: the shipped ones, or a bare one with the first prompt; a user may change them all."""
     found: dict[str, Relation] = {}
     for entry in entries:
         bare = Relation(entry.relation, "", "", entry.fact.prompt, popularity="as given in the file")
-        found.setdefault(entry.relation, shipped.relations.get(entry.relation, bare))
+        found.setdefault(entry.relation, replace(shipped.relations.get(entry.relation, bare), hop_only=False))
     return found

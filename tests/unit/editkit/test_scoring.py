@@ -8,8 +8,8 @@ from conftest import LAYOUTS, make_handle
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from editkit.patch import PromptPatch
 from editkit.forward import attention
+from editkit.patch import PromptPatch
 from editkit.scoring import Ask, score_pairs, tell
 from editkit.tokens import PromptTooLong, encode, encode_pair
 
