@@ -16,12 +16,12 @@ from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from importlib import resources
 from importlib.metadata import version
 from types import UnionType
-from typing import Any, ClassVar, Protocol, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Protocol, TypeVar, Union, get_args, get_origin, get_type_hints, runtime_checkable
 
 from editkit import __version__
 from editkit.facts import Edit, ForgetRequest
 from editkit.handle import ModelHandle
-from editkit.patch import Patch, Provenance
+from editkit.patch import Patch, Provenance, WeightPatch
 from editkit.registry import Registry, UnknownName
 
 Request = TypeVar("Request", contravariant=True)
@@ -46,6 +46,34 @@ class EditOperator(Protocol):
         seed: int,
         progress: Callable[[str, int, int], None] | None = None,
     ) -> Patch: ...
+
+
+@runtime_checkable
+class EditsTogether(Protocol):
+    """An edit operator that finds the patches of several edits, each by itself, faster together than one by one."""
+
+    def each(
+        self,
+        handle: ModelHandle,
+        edits: Sequence[Edit],
+        *,
+        seed: int,
+        progress: Callable[[str, int, int], None] | None = None,
+    ) -> list[WeightPatch]: ...
+
+
+def each(
+    operator: EditOperator,
+    handle: ModelHandle,
+    edits: Sequence[Edit],
+    *,
+    seed: int,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> list[Patch]:
+    """A patch for each edit by itself, on the model as it is."""
+    if isinstance(operator, EditsTogether):
+        return [*operator.each(handle, edits, seed=seed, progress=progress)]
+    return [operator(handle, [edit], seed=seed, progress=progress) for edit in edits]
 
 
 class UnlearnOperator(Protocol):

@@ -12,11 +12,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import DynamicCache
 
-from editkit.forward import run
+from editkit.forward import rows_of, run
 from editkit.handle import ModelHandle
 from editkit.patch import PromptPatch, WeightPatch
 from editkit.tokens import pad, pad_id_of
@@ -72,6 +72,43 @@ def read(handle: ModelHandle, pack: Pack) -> Seen:
     mask = pack.mask if pack.mask.ndim == 2 else _added(pack.mask, handle.dtype)
     hidden = run(handle.backbone, pack.ids, mask, pack.positions, cache)
     return Seen(hidden.flatten(0, 1), cache)
+
+
+def prefixes(
+    handle: ModelHandle, sequences: Sequence[Sequence[int]]
+) -> tuple[DynamicCache, Bool[Tensor, "rows length"]]:
+    """Keys and values of the sequences, padded on the left to the longest, and where they are no padding. Equal
+    sequences, and what begins alike, are read once; a sequence may be empty."""
+    places: dict[tuple[int, ...], int] = {}
+    for sequence in sequences:
+        places.setdefault(tuple(sequence), len(places))
+    length = max(map(len, places))
+    order: list[int] = []
+    caches = []
+    distinct = [[sequence] for sequence in places if sequence]
+    for pack in packed(handle, distinct):
+        paths = [paths[0] for paths in pack.paths]
+        order += [places[tuple(distinct[member][0])] for member in pack.members]
+        caches.append(read(handle, pack).branch(paths, length))
+    if () in places:
+        order.append(places[()])
+        caches.append(rows_of(caches[0], torch.zeros(1, dtype=torch.long, device=handle.device)))  # masked: any will do
+    rows = [order.index(places[tuple(sequence)]) for sequence in sequences]
+    held = torch.tensor([len(sequence) for sequence in sequences], device=handle.device)
+    mask = torch.arange(length, device=handle.device)[None] >= (length - held)[:, None]
+    return rows_of(joined(caches), torch.tensor(rows, device=handle.device)), mask
+
+
+def joined(caches: Sequence[DynamicCache]) -> DynamicCache:
+    """All rows in one cache; each of the others is given up as it is copied."""
+    whole = DynamicCache()
+    for number in range(len(caches[0].layers)):
+        layers = [cache.layers[number] for cache in caches]
+        keys, values = torch.cat([each.keys for each in layers]), torch.cat([each.values for each in layers])
+        whole.update(keys, values, number)
+        for layer in layers:
+            layer.keys = layer.values = None
+    return whole
 
 
 def _looks_along_the_row(handle: ModelHandle, bundles: Sequence[Bundle]) -> bool:

@@ -16,7 +16,7 @@ from transformers import DynamicCache
 
 from editkit.forward import unembed
 from editkit.handle import ModelHandle
-from editkit.packs import Pack, Seen, packed
+from editkit.packs import Pack, Seen, joined, packed
 from editkit.packs import read as read_pack
 from editkit.speech import Speech, speak, stop_ids
 from editkit.tokens import PromptTooLong, encode, encode_pair
@@ -167,7 +167,7 @@ def _tell_group(
             waiting.caches.append(seen.branch([each.path for each in speaking], length))
     if waiting.heard:
         lengths, first = [len(each.path) for each in waiting.heard], [each.next for each in waiting.heard]
-        for ended in speak(handle, lengths, waiting.cache(), first, speech):
+        for ended in speak(handle, lengths, joined(waiting.caches), first, speech):
             told = [Told(text, waiting.heard[row].scores) for row, text in ended]
             yield [waiting.heard[row].member for row, _ in ended], told
 
@@ -189,18 +189,6 @@ class _Waiting:
 
     heard: list[_Heard] = field(default_factory=list)
     caches: list[DynamicCache] = field(default_factory=list)
-
-    def cache(self) -> DynamicCache:
-        """All caches in one; each is given up as it is copied."""
-        whole = DynamicCache()
-        for number in range(len(self.caches[0].layers)):
-            layers = [cache.layers[number] for cache in self.caches]
-            whole.update(
-                torch.cat([layer.keys for layer in layers]), torch.cat([layer.values for layer in layers]), number
-            )
-            for layer in layers:
-                layer.keys = layer.values = None
-        return whole
 
 
 def _read_off(handle: ModelHandle, pack: Pack, seen: Seen, asks: Sequence[_Encoded]) -> list[_Heard]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,8 +17,9 @@ from editkit.data import FactBase, load
 from editkit.facts import EditRecord, ForgetRecord, ForgetRequest, Record
 from editkit.files import write_text
 from editkit.handle import ModelHandle
-from editkit.operators import configured
+from editkit.operators import configured, each
 from editkit.patch import WeightPatch
+from editkit.training import TrainStep
 from probes.ask import Job, run_jobs
 from probes.estimate import Ruling, decide, groups_needed
 from probes.metrics import METRICS, Row, summarise
@@ -155,68 +156,72 @@ class Trial:
     def single(self, records: Sequence[EditRecord]) -> None:
         """Each edit by itself: made, asked about, rolled back."""
         self.session.watch.phase(f"{self.part.name}, one at a time", len(records))
-        patches = []
-        for record in records:
-            patches.append(self._edit("single", record))
-            self.session.watch.step(note=record.id)
+        by_id = {self._id("single", record.id): record for record in records}
+
+        def call(missing: list[str]) -> list[WeightPatch]:
+            edits = [by_id[each].edit for each in missing]
+            return each(self.operator, self.session.handle, edits, seed=self.session.spec.seed, progress=self._told(""))
+
+        patches = self._kept({change_id: [record.id] for change_id, record in by_id.items()}, call)
+        self.session.watch.step(len(records))
         self._ask("single", [((patch,), [record]) for patch, record in zip(patches, records, strict=True)])
 
     def stacked(self, records: Sequence[EditRecord]) -> None:
         """All edits, each made on top of those before; then everything is asked."""
+        handle, seed = self.session.handle, self.session.spec.seed
         self.session.watch.phase(f"{self.part.name}, stacked", len(records))
         patches: list[WeightPatch] = []
         for record in records:
-            with self.session.handle.patched(*patches):
-                patches.append(self._edit("stacked", record))
+
+            def call(_: list[str], record: EditRecord = record) -> list[WeightPatch]:
+                return [self.operator(handle, [record.edit], seed=seed, progress=self._told(f"{record.id}: "))]
+
+            with handle.patched(*patches):
+                patches += self._kept({self._id("stacked", record.id): [record.id]}, call)
             self.session.watch.step(note=record.id)
         self._ask("stacked", [(tuple(patches), records)])
 
     def joint(self, records: Sequence[ForgetRecord]) -> None:
         """One request for all facts."""
         spec, base, ids = self.session.spec, self.session.base, [record.id for record in records]
+        watch = self.session.watch
         retain = base.retain_examples(ids, spec.facts.retain, spec.seed, self.session.chosen.known)
         request = ForgetRequest(tuple(e for r in records for e in r.examples), retain)
-        self.session.watch.phase(f"{self.part.name}, forgetting {len(records)} facts")
+        watch.phase(f"{self.part.name}, forgetting {len(records)} facts")
 
-        def call() -> WeightPatch:
-            return self.operator(
-                self.session.handle,
-                request,
-                seed=spec.seed,
-                progress=lambda s: self.session.watch.step(
-                    note=f"step {s.step}: forget {s.forget:.2f}, retain {s.retain:.2f}"
-                ),
-            )
+        def told(step: TrainStep) -> None:
+            watch.at(step.steps, step.step)
+            watch.step(0, note=f"forget {step.forget:.2f}, retain {step.retain:.2f}")
 
-        patch = self._kept("joint", "all", ids, call)
-        self._ask("joint", [((patch,), records)])
+        def call(_: list[str]) -> list[WeightPatch]:
+            return [self.operator(self.session.handle, request, seed=spec.seed, progress=told)]
 
-    def _edit(self, arm: str, record: EditRecord) -> WeightPatch:
-        handle, seed, watch = self.session.handle, self.session.spec.seed, self.session.watch
+        self._ask("joint", [(tuple(self._kept({self._id("joint", "all"): ids}, call)), records)])
 
-        def progress(what: str, done: int, total: int) -> None:
-            watch.step(0, note=f"{record.id}: {what} {done}/{total}")
+    def _told(self, whose: str) -> Callable[[str, int, int], None]:
+        return lambda what, done, total: self.session.watch.step(0, note=f"{whose}{what} {done}/{total}")
 
-        return self._kept(
-            arm, record.id, [record.id], lambda: self.operator(handle, [record.edit], seed=seed, progress=progress)
-        )
+    def _id(self, arm: str, name: str) -> str:
+        return f"{self.part.name}/{arm}/{name}"
 
-    def _kept(self, arm: str, name: str, facts: Sequence[str], call: Callable[[], WeightPatch]) -> WeightPatch:
+    def _kept(
+        self, wanted: Mapping[str, Sequence[str]], call: Callable[[list[str]], Sequence[WeightPatch]]
+    ) -> list[WeightPatch]:
+        """The patches of these changes, by id with the facts of each."""
         session = self.session
-        patch, change = compute(
+        found = compute(
             session.handle,
             session.folder,
             session.journal,
-            change_id=f"{self.part.name}/{arm}/{name}",
+            wanted=wanted,
             task=self.part.task,
-            facts=facts,
             operator=self.operator,
             source=self.source,
             seed=session.spec.seed,
             call=call,
         )
-        session.changes.append(change)
-        return patch
+        session.changes += [change for _, change in found]
+        return [patch for patch, _ in found]
 
     def _ask(self, arm: str, changed: Sequence[tuple[tuple[WeightPatch, ...], Sequence[Record]]]) -> None:
         """Put every probe's questions about the records to the model with and without the patches on."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,41 +42,45 @@ def compute(
     folder: Path,
     journal: Journal,
     *,
-    change_id: str,
+    wanted: Mapping[str, Sequence[str]],
     task: str,
-    facts: Sequence[str],
     operator: Any,
     source: str,
     seed: int,
-    call: Callable[[], WeightPatch],
-) -> tuple[WeightPatch, Change]:
-    """The patch of a change: read where it was kept, else computed by `call`, saved and journaled."""
-    found = kept(folder, journal, change_id)
-    if found:
-        return found
+    call: Callable[[list[str]], Sequence[WeightPatch]],
+) -> list[tuple[WeightPatch, Change]]:
+    """The patches of changes: those kept are read; `call` computes the others, which are saved and journaled.
+
+    `wanted` holds the facts of each change by its id, and `call` is given the ids of the missing ones. The time of a
+    call is shared evenly by what it gives.
+    """
+    found = {change_id: kept(folder, journal, change_id) for change_id in wanted}
+    missing = [change_id for change_id, there in found.items() if there is None]
     began = time.perf_counter()
-    patch = call()
-    seconds = time.perf_counter() - began
-    name, arm = change_id.split("/")[:2]
-    change = Change(
-        id=change_id,
-        operator=name,
-        task=task,
-        arm=arm,
-        facts=tuple(facts),
-        settings=settings_of(operator),
-        settings_source=source,
-        seed=seed,
-        digest=patch.digest,
-        file=file_of(change_id),
-        seconds=round(seconds, 3),
-        parameters=tuple(patch.deltas),
-        relative_norm=relative_norm(handle, patch),
-        notes=dict(patch.provenance.notes),
-    )
-    patch.save(folder / change.file)
-    journal.append("patch", body={field: getattr(change, field) for field in Change.__slots__})
-    return patch, change
+    patches = call(missing) if missing else []
+    seconds = (time.perf_counter() - began) / max(1, len(missing))
+    for change_id, patch in zip(missing, patches, strict=True):
+        name, arm = change_id.split("/")[:2]
+        change = Change(
+            id=change_id,
+            operator=name,
+            task=task,
+            arm=arm,
+            facts=tuple(wanted[change_id]),
+            settings=settings_of(operator),
+            settings_source=source,
+            seed=seed,
+            digest=patch.digest,
+            file=file_of(change_id),
+            seconds=round(seconds, 3),
+            parameters=tuple(patch.deltas),
+            relative_norm=relative_norm(handle, patch),
+            notes=dict(patch.provenance.notes),
+        )
+        patch.save(folder / change.file)
+        journal.append("patch", body={field: getattr(change, field) for field in Change.__slots__})
+        found[change_id] = patch, change
+    return [there for there in found.values() if there is not None]
 
 
 def relative_norm(handle: ModelHandle, patch: WeightPatch) -> float:

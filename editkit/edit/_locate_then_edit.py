@@ -1,4 +1,4 @@
-"""What ROME, MEMIT and their kin share: contexts, keys, the search for values, and the loop over edits.
+"""What ROME, MEMIT and their kin share: contexts, keys, and the loop over edits (the search for values: `_search`).
 
 A method says which layer it edits and hands over its `solve`. The key of a fact is the mean, over the contexts, of
 what `mlp_out` reads at the subject's last token; the search gives the residual, which is added to what `mlp_out` gives
@@ -9,32 +9,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn.functional import pad as zero_pad
 
-from editkit.blocks import frozen
-from editkit.edit._adam import Adam
-from editkit.edit._upper import Reads, Row, Upper, prepare, reads_of
-from editkit.facts import SLOT, Edit
-from editkit.forward import attention, unembed
+from editkit.edit._search import Progress, Target, TargetSearch, find_targets
+from editkit.facts import Edit
 from editkit.handle import ModelHandle
 from editkit.linalg import SolveError
 from editkit.patch import LowRankDelta, WeightPatch
-from editkit.products import FLOAT32, check_products, products_of, resolved, using
 from editkit.sampling import TextPlan, sampled_texts
-from editkit.tokens import encode, encode_pair, subject_span
 
-ESSENCE = f"{SLOT} is a"  # what the subject is must stay: the KL term is taken on this prompt
 CONTEXT_TOP_K = 5
-ROWS = 512  # rows searched at once
 
 Solve = Callable[[Float[Tensor, "d_in n"], Float[Tensor, "d_out n"]], tuple[Tensor, Tensor]]
-Progress = Callable[[str, int, int], None]  # what is done, how much, of how much
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,230 +47,55 @@ _NO_SLOTS = str.maketrans("{}", "  ")
 
 
 @dataclass(frozen=True, slots=True)
-class TargetSearch:
-    """How a value is searched: `steps` evaluations of the loss with an Adam step of `learning_rate` between them.
+class Plan:
+    """What a method edits, and how: the layer whose `mlp_out` is changed, its search and its solve."""
 
-    The residual's norm stays within `clamp` times the norm of the unchanged value. The loss is the mean NLL of the new
-    object (nats a token) + `kl_weight` KL(before ‖ after) on "{} is a" + `weight_decay` ‖residual‖ / ‖value‖². The
-    search ends when it falls below `stop_below`. With `tokens_per_step` > 0 each step draws as many contexts as have
-    that many tokens from the subject's last one on, the prompt alone always among them; the search still ends only when
-    the loss over all contexts is below. Where all fit, nothing is drawn. `products` are the matrix products of the
-    steps (see editkit/products.py): "float32", "bfloat16" or "auto"; a loss that ends the search is float32.
-    """
+    layer: int
+    search: TargetSearch
+    contexts: Contexts
+    solve: Solve
 
-    steps: int = 20
-    learning_rate: float = 0.5
-    clamp: float = 4.0
-    kl_weight: float = 0.0625
-    weight_decay: float = 0.5
-    stop_below: float = 0.05
-    tokens_per_step: int = 0
-    products: str = FLOAT32
-
-    def __post_init__(self) -> None:
-        check_products(self.products)
-        if self.steps < 1 or self.learning_rate <= 0 or self.clamp <= 0 or self.tokens_per_step < 0:
-            raise ValueError(f"{self} needs steps >= 1, learning_rate > 0, clamp > 0 and tokens_per_step >= 0")
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Target:
-    """What was found for one edit: its key, the residual to be added to the value, and how the search went."""
-
-    key: Float[Tensor, " d_in"]
-    residual: Float[Tensor, " d_out"]
-    notes: dict[str, Any] = field(default_factory=dict)
-
-
-def rows_of_edit(handle: ModelHandle, edit: Edit, before: Sequence[str]) -> list[Row]:
-    """The edit's prompt after each context, and last "{} is a"; each cut before the subject's last token."""
-    rows = []
-    for context in before:
-        ids, target = encode_pair(handle.tokenizer, context + edit.fact.text, edit.target_new)
-        at = subject_span(handle.tokenizer, context + edit.fact.prompt, edit.fact.subject).last
-        rows.append(Row(tuple(ids[:at]), (*ids[at:], *target[:-1]), tuple(target)))
-    ids = encode(handle.tokenizer, ESSENCE.replace(SLOT, edit.fact.subject))
-    at = subject_span(handle.tokenizer, ESSENCE, edit.fact.subject).last
-    return [*rows, Row(tuple(ids[:at]), tuple(ids[at:]))]
-
-
-def find_targets(
-    handle: ModelHandle, edits: Sequence[Edit], layer: int, before: Sequence[str], search: TargetSearch, *, seed: int
-) -> list[Target]:
-    """Keys and residuals of all edits, each searched for itself, as many together as `ROWS` allows."""
-    together = max(1, ROWS // (len(before) + 1))
-    found: list[Target] = []
-    with attention(handle, "eager"), frozen(handle.model), torch.inference_mode(False), torch.enable_grad():
-        for start in range(0, len(edits), together):
-            part = edits[start : start + together]
-            rows = [rows_of_edit(handle, edit, before) for edit in part]
-            found += _Search(handle, layer, rows, search, seed).run()
-    return found
-
-
-class _Search:
-    """The values of several edits, searched in one batch. Each edit owns `per_edit` rows, the last is "{} is a"."""
-
-    def __init__(
-        self, handle: ModelHandle, layer: int, rows: Sequence[Sequence[Row]], settings: TargetSearch, seed: int
-    ) -> None:
-        self.handle, self.settings, self.edits, self.per_edit = handle, settings, len(rows), len(rows[0])
-        self.flat = [row for own in rows for row in own]
-        self.all = _Batch(range(len(self.flat)), prepare(handle, layer, self.flat), reads_of(self.flat, handle.device))
-        self.batch = self.all
-        self.ends = torch.tensor([len(row.suffix) - 1 for row in self.flat], device=handle.device)
-        self.keys = self.all.upper.keys[:, 0].float().unflatten(0, (self.edits, self.per_edit))[:, :-1].mean(1)
-        self.norms = self.all.upper.values[:: self.per_edit, 0].float().norm(dim=1)
-        width = self.all.upper.values.shape[-1]
-        self.residual = torch.zeros(self.edits, width, device=handle.device, requires_grad=True)
-        self.products = products_of(handle, settings.products, range(layer + 1, handle.layers))
-        self.essence = self.unchanged()
-        self.generator = torch.Generator().manual_seed(seed)
-
-    def run(self) -> list[Target]:
-        """Search until every edit is done or the steps are used up."""
-        adam = Adam(self.residual, self.settings.learning_rate)
-        found: dict[int, Target] = {}
-        for step in range(1, self.settings.steps + 1):
-            live = [edit for edit in range(self.edits) if edit not in found]
-            last = step == self.settings.steps
-            with torch.set_grad_enabled(not last), using(None if last else self.products):
-                loss = self.loss(live, self.drawn(everything=last))
-            for edit, value in zip(live, self.verified(live, loss.detach()), strict=True):
-                if value < self.settings.stop_below or last:
-                    found[edit] = self.target(edit, step, value)
-            if len(found) == self.edits:
-                break
-            [grad] = torch.autograd.grad(loss.sum(), self.residual)
-            if step == 1 and not grad.any(dim=1).all():
-                raise SolveError("no change of this layer's value can reach the new object; edit a lower layer")
-            adam.step(grad)
-            self.clamp()
-        return [found[edit] for edit in range(self.edits)]
-
-    def drawn(self, *, everything: bool) -> list[int]:
-        """Numbers of the contexts for a step."""
-        contexts = self.per_edit - 1
-        wanted = max(1, self.settings.tokens_per_step // self.all.upper.ids.shape[1])
-        if everything or not self.settings.tokens_per_step or wanted >= contexts:
-            return [*range(contexts)]
-        others = torch.randperm(contexts - 1, generator=self.generator)[: wanted - 1] + 1
-        return [0, *sorted(others.tolist())]
-
-    def loss(self, live: Sequence[int], contexts: Sequence[int]) -> Float[Tensor, " live"]:
-        """What each live edit is searched by, over these contexts."""
-        self.select(live, contexts)
-        hidden = self.batch.upper.run(self.change(live, len(contexts) + 1))
-        essence = torch.arange(len(contexts), len(hidden), len(contexts) + 1, device=hidden.device)
-        ends = self.ends[[edit * self.per_edit + self.per_edit - 1 for edit in live]]
-        nll, logits = self.batch.reads.nll_and_logits(self.handle, hidden, essence, ends)
-        decay = self.residual[live].norm(dim=1) / self.norms[live].square()
-        drift = self.settings.kl_weight * self.drift(live, logits)
-        return nll.unflatten(0, (len(live), -1))[:, :-1].mean(1) + drift + self.settings.weight_decay * decay
-
-    def select(self, live: Sequence[int], contexts: Sequence[int]) -> None:
-        """Have exactly the rows of these edits and contexts in `batch`."""
-        wanted = [edit * self.per_edit + place for edit in live for place in (*contexts, self.per_edit - 1)]
-        if wanted == [*self.batch.rows]:
-            return
-        if len(wanted) == len(self.flat):
-            self.batch = self.all
-            return
-        upper = self.all.upper.rows(torch.tensor(wanted, device=self.handle.device))
-        self.batch = _Batch(wanted, upper, reads_of([self.flat[row] for row in wanted], self.handle.device))
-
-    def change(self, live: Sequence[int], rows: int) -> Float[Tensor, "rows length d_out"]:
-        """The residuals at the subject's last token, where every suffix begins."""
-        first = self.residual[live].repeat_interleave(rows, 0)[:, None]
-        return zero_pad(first, (0, 0, 0, self.batch.upper.ids.shape[1] - 1))
-
-    @torch.no_grad()
-    def unchanged(self) -> Float[Tensor, "edits vocabulary"]:
-        """Log-probabilities after "{} is a" in the unchanged model."""
-        rows = torch.arange(self.per_edit - 1, len(self.flat), self.per_edit, device=self.handle.device)
-        upper = self.all.upper.rows(rows)
-        hidden = upper.run(torch.zeros_like(upper.values))
-        return unembed(self.handle, hidden[torch.arange(len(rows), device=rows.device), self.ends[rows]]).log_softmax(
-            -1
-        )
-
-    def drift(self, live: Sequence[int], logits: Float[Tensor, "live vocabulary"]) -> Float[Tensor, " live"]:
-        """KL(before ‖ after) of the next token after "{} is a", nats."""
-        before, after = self.essence[live], logits.log_softmax(-1)
-        return (before.exp() * (before - after)).sum(-1)
-
-    @torch.no_grad()
-    def verified(self, live: Sequence[int], loss: Tensor) -> list[float]:
-        """The losses, those of edits that seem done taken over all contexts and in float32."""
-        if not torch.isfinite(loss).all():
-            raise SolveError("the loss of the value search is not finite; load the model in float32")
-        done = [edit for edit, value in zip(live, loss.tolist(), strict=True) if value < self.settings.stop_below]
-        checked: dict[int, float] = {}
-        if done and (self.products or len(self.batch.rows) < len(live) * self.per_edit):
-            whole = self.loss(done, self.drawn(everything=True))
-            checked = dict(zip(done, whole.tolist(), strict=True))
-        return [checked.get(edit, value) for edit, value in zip(live, loss.tolist(), strict=True)]
-
-    @torch.no_grad()
-    def clamp(self) -> None:
-        norms = self.residual.norm(dim=1)
-        self.residual.mul_((self.settings.clamp * self.norms / norms).clamp(max=1)[:, None])
-
-    def target(self, edit: int, steps: int, loss: float) -> Target:
-        residual = self.residual[edit].detach().clone()
-        notes = {
-            "steps": steps,
-            "loss": loss,
-            "relative_norm": float(residual.norm() / self.norms[edit]),
-            "products": resolved(self.handle, self.settings.products),
-        }
-        return Target(self.keys[edit], residual, notes)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Batch:
-    """Some of a search's rows, by number, and what running them needs."""
-
-    rows: Sequence[int]
-    upper: Upper
-    reads: Reads
+    def delta(self, edit: Edit, target: Target) -> LowRankDelta:
+        """The change that does what the search found. Raises SolveError, which names the subject."""
+        try:
+            left, right = self.solve(target.key.cpu()[:, None], target.residual.cpu()[:, None])
+        except SolveError as error:
+            raise SolveError(f"cannot edit {edit.fact.subject!r} at layer {self.layer}: {error}") from None
+        return LowRankDelta(left.float(), right.float())
 
 
 def one_after_another(
-    handle: ModelHandle,
-    edits: Sequence[Edit],
-    layer: int,
-    search: TargetSearch,
-    contexts: Contexts,
-    *,
-    solve: Solve,
-    seed: int,
-    progress: Progress | None = None,
+    handle: ModelHandle, edits: Sequence[Edit], plan: Plan, *, seed: int, progress: Progress | None = None
 ) -> tuple[LowRankDelta, list[dict[str, Any]]]:
     """Edit `mlp_out` of one layer, each edit on top of those before it; gives the sum and notes on each edit.
 
-    Raises SolveError, which names the subject, where `solve` finds no trustworthy update.
+    Raises SolveError, which names the subject, where no trustworthy update is found.
     """
     if not edits:
         raise ValueError("no edits; give at least one")
-    name = handle.weight_name("mlp_out", layer)
-    before = contexts.before(handle, seed)
-    factors: list[tuple[Tensor, Tensor]] = []
+    name = handle.weight_name("mlp_out", plan.layer)
+    before = plan.contexts.before(handle, seed)
+    deltas: list[LowRankDelta] = []
     notes = []
     with ExitStack() as stack:
         for number, edit in enumerate(edits):
             if progress:
                 progress("searching values", number, len(edits))
-            try:
-                [target] = find_targets(handle, [edit], layer, before, search, seed=seed)
-                left, right = solve(target.key.cpu()[:, None], target.residual.cpu()[:, None])
-            except SolveError as error:
-                raise SolveError(f"cannot edit {edit.fact.subject!r} at layer {layer}: {error}") from None
-            factors.append((left.float(), right.float()))
+            [target] = find_targets(handle, [edit], plan.layer, before, plan.search, seed=seed)
+            deltas.append(plan.delta(edit, target))
             notes.append(target.notes)
             if number + 1 < len(edits):
-                stack.enter_context(handle.patched(WeightPatch({name: LowRankDelta(*factors[-1])})))
+                stack.enter_context(handle.patched(WeightPatch({name: deltas[-1]})))
     if progress:
         progress("searching values", len(edits), len(edits))
-    whole = LowRankDelta(torch.cat([left for left, _ in factors], 1), torch.cat([right for _, right in factors], 0))
+    whole = LowRankDelta(torch.cat([d.left for d in deltas], 1), torch.cat([d.right for d in deltas], 0))
     return whole, notes
+
+
+def each_alone(
+    handle: ModelHandle, edits: Sequence[Edit], plan: Plan, *, seed: int, progress: Progress | None = None
+) -> list[tuple[LowRankDelta, dict[str, Any]]]:
+    """Each edit on the model as it is, as `one_after_another` finds it for that edit alone, but searched together."""
+    before = plan.contexts.before(handle, seed)
+    targets = find_targets(handle, edits, plan.layer, before, plan.search, seed=seed, progress=progress)
+    return [(plan.delta(edit, target), target.notes) for edit, target in zip(edits, targets, strict=True)]

@@ -19,6 +19,7 @@ from editkit.blocks import lower, upper
 from editkit.forward import copied, rows_of, run, unembed
 from editkit.handle import ModelHandle
 from editkit.hooks import traced
+from editkit.packs import prefixes
 from editkit.tokens import PromptTooLong, pad, pad_id_of
 
 
@@ -60,17 +61,18 @@ class Upper:
         model = upper(self.handle, self.layer, hidden)
         return run(model, self.ids, self.mask, self.positions, copied(self.cache))
 
-    def rows(self, rows: Int[Tensor, " n"]) -> Upper:
-        """The same for some of the rows."""
+    def rows(self, rows: Int[Tensor, " n"], width: int) -> Upper:
+        """The same for some of the rows, whose suffixes have at most `width` tokens."""
+        cut = self.ids.shape[1] - width
         return Upper(
             self.handle,
             self.layer,
-            self.keys[rows],
-            self.values[rows],
-            self.hidden[rows],
-            self.ids[rows],
-            self.mask[rows],
-            self.positions[rows],
+            self.keys[rows, :width],
+            self.values[rows, :width],
+            self.hidden[rows, :width],
+            self.ids[rows, :width],
+            self.mask[rows, : self.mask.shape[1] - cut],
+            self.positions[rows, :width],
             rows_of(self.cache, rows),
         )
 
@@ -89,10 +91,8 @@ def prepare(handle: ModelHandle, layer: int, rows: Sequence[Row]) -> Upper:
     positions = suffix.positions + begin[:, None]
     mask, cache = suffix.mask, None
     if any(row.prefix for row in rows):
-        prefix = pad([row.prefix for row in rows], side="left", pad_id=filler, device=handle.device)
-        cache = DynamicCache()
-        run(handle.backbone, prefix.ids, prefix.mask, prefix.positions, cache)
-        mask = torch.cat([prefix.mask, suffix.mask], 1)
+        cache, before = prefixes(handle, [row.prefix for row in rows])
+        mask = torch.cat([before, suffix.mask], 1)
     block, matrix = handle.arch.path("block", layer), handle.arch.path("mlp_out", layer)
     with traced(handle.model, [block, matrix]) as seen:
         run(lower(handle, layer), suffix.ids, mask, positions, copied(cache))

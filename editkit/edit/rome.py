@@ -22,14 +22,16 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
-from editkit.edit._locate_then_edit import Contexts, Progress, TargetSearch, one_after_another
+from editkit.edit._locate_then_edit import Contexts, Plan, each_alone, one_after_another
+from editkit.edit._search import Progress, TargetSearch
 from editkit.facts import Edit
 from editkit.handle import ModelHandle
 from editkit.linalg import cholesky, rank_one
 from editkit.moments import MomentSettings, second_moments
 from editkit.operators import EDITS, provenance_of
-from editkit.patch import WeightPatch
+from editkit.patch import LowRankDelta, WeightPatch
 
 
 @EDITS.register("rome")
@@ -46,12 +48,29 @@ class ROME:
         self, handle: ModelHandle, edits: Sequence[Edit], *, seed: int, progress: Progress | None = None
     ) -> WeightPatch:
         """A low-rank patch of one matrix, one rank an edit; `notes` tell how each search went. Raises SolveError."""
+        plan, about = self._plan(handle, progress)
+        delta, searches = one_after_another(handle, edits, plan, seed=seed, progress=progress)
+        return self._patch(handle, delta, edits, seed, {"searches": searches} | about)
+
+    def each(
+        self, handle: ModelHandle, edits: Sequence[Edit], *, seed: int, progress: Progress | None = None
+    ) -> list[WeightPatch]:
+        """A patch for each edit by itself, as a call for that edit alone gives it, found together: faster."""
+        plan, about = self._plan(handle, progress)
+        found = each_alone(handle, edits, plan, seed=seed, progress=progress)
+        return [
+            self._patch(handle, delta, [edit], seed, {"searches": [search]} | about)
+            for edit, (delta, search) in zip(edits, found, strict=True)
+        ]
+
+    def _plan(self, handle: ModelHandle, progress: Progress | None) -> tuple[Plan, dict[str, Any]]:
         moment = second_moments(handle, [self.layer], self.moments, progress=progress)[self.layer]
         factor, jitter = cholesky(moment.matrix)
-        solve = functools.partial(rank_one, factor=factor)
-        delta, searches = one_after_another(
-            handle, edits, self.layer, self.target, self.contexts, solve=solve, seed=seed, progress=progress
-        )
-        notes = {"searches": searches, "moment_tokens": moment.tokens, "moment": moment.key, "jitter": jitter}
+        plan = Plan(self.layer, self.target, self.contexts, functools.partial(rank_one, factor=factor))
+        return plan, {"moment_tokens": moment.tokens, "moment": moment.key, "jitter": jitter}
+
+    def _patch(
+        self, handle: ModelHandle, delta: LowRankDelta, edits: Sequence[Edit], seed: int, notes: dict[str, Any]
+    ) -> WeightPatch:
         name = handle.weight_name("mlp_out", self.layer)
         return WeightPatch({name: delta}, provenance_of("rome", self, handle, edits, seed, **notes))

@@ -19,7 +19,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from editkit.edit._locate_then_edit import Contexts, rows_of_edit
+from editkit.edit._locate_then_edit import Contexts
+from editkit.edit._search import rows_of_edit
 from editkit.edit.rome import ROME
 from editkit.facts import Edit, Fact
 from editkit.handle import ModelHandle

@@ -22,7 +22,7 @@ from tables import QUICK
 from training_examples import REQUEST
 
 from editkit.facts import Edit, ForgetRequest
-from editkit.operators import EDITS, UNLEARNERS, build, configured, operator_class, preset_for, settings_of
+from editkit.operators import EDITS, UNLEARNERS, build, configured, each, operator_class, preset_for, settings_of
 from editkit.patch import WeightPatch
 from editkit.scope import Scope
 from editkit.scoring import score_pairs
@@ -98,6 +98,22 @@ def test_the_target_moves_the_right_way_and_nothing_is_nan(name, layout):
     change = sum(score.logprob for score in after) - sum(score.logprob for score in before)
     assert abs(change) > 1e-3  # NaN fails here too
     assert (change > 0) == (name in EDITS)
+
+
+@pytest.mark.parametrize("name", EDITS.names())
+@pytest.mark.parametrize("layout", FEW)
+def test_edits_found_together_are_those_found_alone(name, layout):
+    handle, operator = handle_for(layout), operator_for(name, layout)
+    before = handle.fingerprint()
+    together = each(operator, handle, ENDING, seed=3)
+    assert handle.fingerprint() == before
+    for edit, patch in zip(ENDING, together, strict=True):
+        alone = operator(handle, [edit], seed=3)
+        assert patch.provenance.request == alone.provenance.request
+        assert set(patch.deltas) == set(alone.deltas)
+        for parameter, delta in patch.deltas.items():
+            wanted = alone.deltas[parameter].dense()
+            assert torch.linalg.vector_norm(delta.dense() - wanted) <= 1e-2 * torch.linalg.vector_norm(wanted)
 
 
 @CASES

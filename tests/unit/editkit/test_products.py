@@ -12,7 +12,7 @@ from training_examples import FORGET, NEVER, RETAIN
 
 from editkit import products
 from editkit.completions import encode_examples, read
-from editkit.edit._locate_then_edit import TargetSearch, find_targets
+from editkit.edit._search import TargetSearch, find_targets
 from editkit.products import BFLOAT16, FLOAT32, Products, products_of, resolved, using
 from editkit.scope import EVERYTHING
 from editkit.training import Objective, Schedule, Term, descend

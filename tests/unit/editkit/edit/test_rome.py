@@ -12,8 +12,10 @@ from edit_examples import BEFORE, EDITS, ENDING, logits_with, plain_search, priv
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from editkit.edit import _locate_then_edit as shared
-from editkit.edit._locate_then_edit import Contexts, TargetSearch, find_targets, one_after_another, rows_of_edit
+from editkit.edit import _locate_then_edit
+from editkit.edit import _search as shared
+from editkit.edit._locate_then_edit import Contexts, Plan, one_after_another
+from editkit.edit._search import TargetSearch, find_targets, rows_of_edit
 from editkit.edit._upper import prepare
 from editkit.edit.rome import ROME
 from editkit.facts import Edit, Fact
@@ -293,7 +295,7 @@ def test_contexts_are_seeded_and_hold_no_slot(handle, monkeypatch):
     assert len(contexts.before(handle, 0)) == 5 and contexts.before(handle, 0)[0] == ""
     assert contexts.before(handle, 0) != contexts.before(handle, 1)
     assert Contexts(each=0).before(handle, 0) == [""]
-    monkeypatch.setattr(shared, "sampled_texts", lambda handle, plan: ["a {} b\n c {"])
+    monkeypatch.setattr(_locate_then_edit, "sampled_texts", lambda handle, plan: ["a {} b\n c {"])
     assert Contexts((3,), 1).before(handle, 0) == ["", "a b c. "]
 
 
@@ -311,7 +313,7 @@ def test_a_solve_that_fails_names_the_subject_and_leaves_the_model(handle):
         return residual, key.T
 
     with pytest.raises(SolveError, match="cannot edit 'Nina Okafor' at layer 1: the key is nothing"):
-        one_after_another(handle, EDITS, 1, SEARCH, Contexts(each=0), solve=solve, seed=0)
+        one_after_another(handle, EDITS, Plan(1, SEARCH, Contexts(each=0), solve), seed=0)
     assert handle.fingerprint() == before
 
 

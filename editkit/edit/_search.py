@@ -1,0 +1,274 @@
+"""The search for values: what a subject's last token must bring forth for the model to say the new object.
+
+Edits are searched together, as many as give full matrices, and each as if it were alone: it has its own contexts, its
+own draws of them, its own end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import pad as zero_pad
+
+from editkit.blocks import frozen
+from editkit.edit._adam import Adam
+from editkit.edit._upper import Reads, Row, Upper, prepare, reads_of
+from editkit.facts import SLOT, Edit
+from editkit.forward import attention, unembed
+from editkit.handle import ModelHandle
+from editkit.linalg import SolveError
+from editkit.products import FLOAT32, check_products, products_of, resolved, using
+from editkit.tokens import encode, encode_pair, subject_span
+
+ESSENCE = f"{SLOT} is a"  # what the subject is must stay: the KL term is taken on this prompt
+Progress = Callable[[str, int, int], None]  # what is done, how much, of how much
+ROWS = 512  # rows searched at once
+WIDER = 1.5  # rows are padded to the longest: edits are searched together whose lengths differ by no more
+
+
+@dataclass(frozen=True, slots=True)
+class TargetSearch:
+    """How a value is searched: `steps` evaluations of the loss with an Adam step of `learning_rate` between them.
+
+    The residual's norm stays within `clamp` times the norm of the unchanged value. The loss is the mean NLL of the new
+    object (nats a token) + `kl_weight` KL(before ‖ after) on "{} is a" + `weight_decay` ‖residual‖ / ‖value‖². The
+    search ends when it falls below `stop_below`. With `tokens_per_step` > 0 each step draws as many contexts as have
+    that many tokens from the subject's last one on, the prompt alone always among them; the search still ends only when
+    the loss over all contexts is below. Where all fit, nothing is drawn. `products` are the matrix products of the
+    steps (see editkit/products.py): "float32", "bfloat16" or "auto"; a loss that ends the search is float32.
+    """
+
+    steps: int = 20
+    learning_rate: float = 0.5
+    clamp: float = 4.0
+    kl_weight: float = 0.0625
+    weight_decay: float = 0.5
+    stop_below: float = 0.05
+    tokens_per_step: int = 0
+    products: str = FLOAT32
+
+    def __post_init__(self) -> None:
+        check_products(self.products)
+        if self.steps < 1 or self.learning_rate <= 0 or self.clamp <= 0 or self.tokens_per_step < 0:
+            raise ValueError(f"{self} needs steps >= 1, learning_rate > 0, clamp > 0 and tokens_per_step >= 0")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Target:
+    """What was found for one edit: its key, the residual to be added to the value, and how the search went."""
+
+    key: Float[Tensor, " d_in"]
+    residual: Float[Tensor, " d_out"]
+    notes: dict[str, Any] = field(default_factory=dict)
+
+
+def rows_of_edit(handle: ModelHandle, edit: Edit, before: Sequence[str]) -> list[Row]:
+    """The edit's prompt after each context, and last "{} is a"; each cut before the subject's last token."""
+    rows = []
+    for context in before:
+        ids, target = encode_pair(handle.tokenizer, context + edit.fact.text, edit.target_new)
+        at = subject_span(handle.tokenizer, context + edit.fact.prompt, edit.fact.subject).last
+        rows.append(Row(tuple(ids[:at]), (*ids[at:], *target[:-1]), tuple(target)))
+    ids = encode(handle.tokenizer, ESSENCE.replace(SLOT, edit.fact.subject))
+    at = subject_span(handle.tokenizer, ESSENCE, edit.fact.subject).last
+    return [*rows, Row(tuple(ids[:at]), tuple(ids[at:]))]
+
+
+def find_targets(
+    handle: ModelHandle,
+    edits: Sequence[Edit],
+    layer: int,
+    before: Sequence[str],
+    search: TargetSearch,
+    *,
+    seed: int,
+    progress: Progress | None = None,
+) -> list[Target]:
+    """Keys and residuals of all edits, each searched for itself, as many together as `ROWS` and `WIDER` allow.
+
+    Raises SolveError, which names the subject, where an edit cannot be brought about.
+    """
+    rows = [rows_of_edit(handle, edit, before) for edit in edits]
+    found: dict[int, Target] = {}
+    with attention(handle, "eager"), frozen(handle.model), torch.inference_mode(False), torch.enable_grad():
+        for part in _together([_width(own) for own in rows], max(1, ROWS // (len(before) + 1))):
+            own = ([edits[edit] for edit in part], [rows[edit] for edit in part])
+            targets = _Search(handle, layer, *own, search, seed).run(progress)
+            found.update(zip(part, targets, strict=True))
+    return [found[edit] for edit in range(len(edits))]
+
+
+def _width(own: Sequence[Row]) -> int:
+    """The most tokens that a context of an edit has from the subject's last one on."""
+    return max(len(row.suffix) for row in own[:-1])
+
+
+def _together(widths: Sequence[int], most: int) -> Iterator[list[int]]:
+    """Edits in groups of at most `most` and of like width."""
+    group: list[int] = []
+    for edit in sorted(range(len(widths)), key=lambda edit: widths[edit]):
+        if group and (len(group) == most or widths[edit] > WIDER * widths[group[0]]):
+            yield group
+            group = []
+        group.append(edit)
+    if group:
+        yield group
+
+
+class _Search:
+    """The values of several edits, searched in one batch. Each edit owns `per_edit` rows, the last is "{} is a"."""
+
+    def __init__(
+        self,
+        handle: ModelHandle,
+        layer: int,
+        edits: Sequence[Edit],
+        rows: Sequence[Sequence[Row]],
+        settings: TargetSearch,
+        seed: int,
+    ) -> None:
+        self.handle, self.settings, self.layer = handle, settings, layer
+        self.subjects, self.edits, self.per_edit = [e.fact.subject for e in edits], len(rows), len(rows[0])
+        self.flat = [row for own in rows for row in own]
+        self.all = _Batch(range(len(self.flat)), prepare(handle, layer, self.flat), reads_of(self.flat, handle.device))
+        self.batch = self.all
+        self.ends = torch.tensor([len(row.suffix) - 1 for row in self.flat], device=handle.device)
+        self.keys = self.all.upper.keys[:, 0].float().unflatten(0, (self.edits, self.per_edit))[:, :-1].mean(1)
+        self.norms = self.all.upper.values[:: self.per_edit, 0].float().norm(dim=1)
+        width = self.all.upper.values.shape[-1]
+        self.residual = torch.zeros(self.edits, width, device=handle.device, requires_grad=True)
+        self.products = products_of(handle, settings.products, range(layer + 1, handle.layers))
+        self.essence = self.unchanged()
+        self.widths = [_width(own) for own in rows]
+        self.generators = [torch.Generator().manual_seed(seed) for _ in rows]
+
+    def run(self, progress: Progress | None = None) -> list[Target]:
+        """Search until every edit is done or the steps are used up."""
+        adam = Adam(self.residual, self.settings.learning_rate)
+        found: dict[int, Target] = {}
+        for step in range(1, self.settings.steps + 1):
+            if progress:
+                progress("value search, step", step, self.settings.steps)
+            live = [edit for edit in range(self.edits) if edit not in found]
+            last = step == self.settings.steps
+            with torch.set_grad_enabled(not last), using(None if last else self.products):
+                loss = self.loss(live, [self.drawn(edit, everything=last) for edit in live])
+            for edit, value in zip(live, self.verified(live, loss.detach()), strict=True):
+                if value < self.settings.stop_below or last:
+                    found[edit] = self.target(edit, step, value)
+            if len(found) == self.edits:
+                break
+            [grad] = torch.autograd.grad(loss.sum(), self.residual)
+            if step == 1:
+                self.check_reached(grad)
+            adam.step(grad)
+            self.clamp()
+        return [found[edit] for edit in range(self.edits)]
+
+    def check_reached(self, grad: Tensor) -> None:
+        """Raises SolveError for an edit that the residual cannot bring about."""
+        for edit, own in enumerate(grad):
+            if not own.any():
+                raise SolveError(
+                    f"cannot edit {self.subjects[edit]!r} at layer {self.layer}: no change of this layer's value can "
+                    "reach the new object; edit a lower layer"
+                )
+
+    def drawn(self, edit: int, *, everything: bool) -> list[int]:
+        """Numbers of an edit's contexts for a step."""
+        contexts = self.per_edit - 1
+        wanted = max(1, self.settings.tokens_per_step // self.widths[edit])
+        if everything or not self.settings.tokens_per_step or wanted >= contexts:
+            return [*range(contexts)]
+        others = torch.randperm(contexts - 1, generator=self.generators[edit])[: wanted - 1] + 1
+        return [0, *sorted(others.tolist())]
+
+    def loss(self, live: Sequence[int], contexts: Sequence[Sequence[int]]) -> Float[Tensor, " live"]:
+        """What each live edit is searched by, over its contexts."""
+        self.select(live, contexts)
+        counts = torch.tensor([len(own) for own in contexts], device=self.handle.device)
+        owner = torch.arange(len(live), device=counts.device).repeat_interleave(counts + 1)
+        hidden = self.batch.upper.run(self.change(live, owner))
+        ends = self.ends[[self.essence_row(edit) for edit in live]]
+        nll, logits = self.batch.reads.nll_and_logits(self.handle, hidden, (counts + 1).cumsum(0) - 1, ends)
+        mean = torch.zeros_like(nll[: len(live)]).index_add(0, owner, nll) / counts
+        decay = self.residual[live].norm(dim=1) / self.norms[live].square()
+        return mean + self.settings.kl_weight * self.drift(live, logits) + self.settings.weight_decay * decay
+
+    def essence_row(self, edit: int) -> int:
+        return edit * self.per_edit + self.per_edit - 1
+
+    def select(self, live: Sequence[int], contexts: Sequence[Sequence[int]]) -> None:
+        """Have exactly the rows of these edits and contexts in `batch`, each edit's "{} is a" after its contexts."""
+        wanted: list[int] = []
+        for edit, own in zip(live, contexts, strict=True):
+            wanted += [*(edit * self.per_edit + place for place in own), self.essence_row(edit)]
+        if wanted == [*self.batch.rows]:
+            return
+        if len(wanted) == len(self.flat):
+            self.batch = self.all
+            return
+        rows = [self.flat[row] for row in wanted]
+        upper = self.all.upper.rows(torch.tensor(wanted, device=self.handle.device), max(len(r.suffix) for r in rows))
+        self.batch = _Batch(wanted, upper, reads_of(rows, self.handle.device))
+
+    def change(self, live: Sequence[int], owner: Tensor) -> Float[Tensor, "rows length d_out"]:
+        """The residuals at the subject's last token, where every suffix begins."""
+        first = self.residual[live][owner][:, None]
+        return zero_pad(first, (0, 0, 0, self.batch.upper.ids.shape[1] - 1))
+
+    @torch.no_grad()
+    def unchanged(self) -> Float[Tensor, "edits vocabulary"]:
+        """Log-probabilities after "{} is a" in the unchanged model."""
+        rows = torch.tensor([self.essence_row(edit) for edit in range(self.edits)], device=self.handle.device)
+        upper = self.all.upper.rows(rows, self.all.upper.ids.shape[1])
+        hidden = upper.run(torch.zeros_like(upper.values))
+        return unembed(self.handle, hidden[torch.arange(len(rows), device=rows.device), self.ends[rows]]).log_softmax(
+            -1
+        )
+
+    def drift(self, live: Sequence[int], logits: Float[Tensor, "live vocabulary"]) -> Float[Tensor, " live"]:
+        """KL(before ‖ after) of the next token after "{} is a", nats."""
+        before, after = self.essence[live], logits.log_softmax(-1)
+        return (before.exp() * (before - after)).sum(-1)
+
+    @torch.no_grad()
+    def verified(self, live: Sequence[int], loss: Tensor) -> list[float]:
+        """The losses, those of edits that seem done taken over all contexts and in float32."""
+        if not torch.isfinite(loss).all():
+            raise SolveError("the loss of the value search is not finite; load the model in float32")
+        done = [edit for edit, value in zip(live, loss.tolist(), strict=True) if value < self.settings.stop_below]
+        checked: dict[int, float] = {}
+        if done and (self.products or len(self.batch.rows) < len(live) * self.per_edit):
+            whole = self.loss(done, [self.drawn(edit, everything=True) for edit in done])
+            checked = dict(zip(done, whole.tolist(), strict=True))
+        return [checked.get(edit, value) for edit, value in zip(live, loss.tolist(), strict=True)]
+
+    @torch.no_grad()
+    def clamp(self) -> None:
+        norms = self.residual.norm(dim=1)
+        self.residual.mul_((self.settings.clamp * self.norms / norms).clamp(max=1)[:, None])
+
+    def target(self, edit: int, steps: int, loss: float) -> Target:
+        residual = self.residual[edit].detach().clone()
+        notes = {
+            "steps": steps,
+            "loss": loss,
+            "relative_norm": float(residual.norm() / self.norms[edit]),
+            "products": resolved(self.handle, self.settings.products),
+        }
+        return Target(self.keys[edit], residual, notes)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Batch:
+    """Some of a search's rows, by number, and what running them needs."""
+
+    rows: Sequence[int]
+    upper: Upper
+    reads: Reads
