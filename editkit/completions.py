@@ -20,7 +20,7 @@ from editkit.forward import attention, unembed
 from editkit.handle import ModelHandle
 from editkit.tokens import Padded, PromptTooLong, encode_pair, pad, pad_id_of
 
-PART_TOKENS = 256  # padded tokens read at once
+PART_TOKENS = 512  # padded tokens read at once
 
 
 @dataclass(frozen=True, slots=True)

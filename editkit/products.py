@@ -51,7 +51,8 @@ class Products:
 
     def __init__(self, modules: Iterable[nn.Module]) -> None:
         layers = [each for module in modules for each in module.modules() if type(each) in (nn.Linear, Conv1D)]
-        self._layers = [(layer, _Rounded(layer)) for layer in layers]
+        self._inputs = _Inputs()
+        self._layers = [(layer, _Rounded(layer, self._inputs)) for layer in layers]
 
     @contextmanager
     def on(self) -> Iterator[None]:
@@ -64,12 +65,28 @@ class Products:
         finally:
             for layer, _ in changed:
                 vars(layer).pop("forward", None)
+            self._inputs.last = None
+
+
+class _Inputs:
+    """Rounds what layers read: several read the same (queries, keys and values)."""
+
+    def __init__(self) -> None:
+        self.last: tuple[Tensor, int, Tensor] | None = None
+
+    def rounded(self, x: Tensor) -> Tensor:
+        if x.is_inference():  # such tensors do not say whether they were written to
+            return x.bfloat16()
+        if self.last is None or self.last[0] is not x or self.last[1] != x._version:
+            self.last = x, x._version, x.bfloat16()
+        return self.last[2]
 
 
 class _Rounded:
     """What a linear layer does, its product in bfloat16."""
 
-    def __init__(self, layer: nn.Module) -> None:
+    def __init__(self, layer: nn.Module, inputs: _Inputs) -> None:
+        self.inputs = inputs
         self.weight, self.bias, self.transposed = layer.weight, layer.bias, type(layer) is Conv1D
         self.kept = None if layer.weight.requires_grad else self.rounded()
 
@@ -79,7 +96,7 @@ class _Rounded:
 
     def __call__(self, x: Tensor) -> Tensor:
         weight = self.rounded() if self.kept is None else self.kept
-        product = linear(x.bfloat16(), weight).to(x.dtype)
+        product = linear(self.inputs.rounded(x), weight).to(x.dtype)
         return product if self.bias is None else product + self.bias
 
 

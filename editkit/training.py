@@ -36,8 +36,8 @@ class TrainingError(RuntimeError):
 class Schedule:
     """How long and how hard: `steps` of AdamW with learning rate `learning_rate` after `warmup` linear steps, each on
     `batch` examples of every term (0: all of them). `clip` bounds the gradient's norm. What is watched is read again
-    every `check_every` steps, in float32. `products` are the matrix products of the steps (see editkit/products.py):
-    "float32", "bfloat16" or "auto"; the weights that are trained are float32 all the same."""
+    every `check_every` steps. `products` are the matrix products of the steps (see editkit/products.py): "float32",
+    "bfloat16" or "auto"; the weights that are trained, and what ends the run, are float32 all the same."""
 
     learning_rate: float = 1e-5
     steps: int = 30
@@ -82,6 +82,7 @@ class TrainStep:
     forget: float
     retain: float
     loss: float = math.nan
+    exact: bool = True  # whether it was read in float32
 
 
 Progress = Callable[[TrainStep], None]
@@ -199,7 +200,9 @@ class _Loop:
         loss, steps = math.nan, self.schedule.steps
         for step in range(steps + 1):
             if step % self.schedule.check_every == 0 or step == steps:
-                history.append(self.look(step, loss))
+                history.append(self.look(step, loss, exact=step in (0, steps)))
+                if not history[-1].exact and reason_to_stop(history, self.objective.stopping):
+                    history[-1] = self.look(step, loss, exact=True)
                 if progress:
                     progress(history[-1])
                 if step == steps or reason_to_stop(history, self.objective.stopping):
@@ -207,10 +210,11 @@ class _Loop:
             loss = self.move(step)
         return history
 
-    def look(self, step: int, loss: float) -> TrainStep:
-        """A cheap forward pass over what is watched."""
-        forget, watch = (read_all(self.handle, part) for part in (self.objective.forget, self.objective.watch))
-        return TrainStep(step, self.schedule.steps, share(forget), share(watch), loss)
+    def look(self, step: int, loss: float, *, exact: bool) -> TrainStep:
+        """A forward pass over what is watched, in float32 where it is `exact`: what ends a run or is told of it is."""
+        with using(None if exact else self.products):
+            forget, watch = (read_all(self.handle, part) for part in (self.objective.forget, self.objective.watch))
+        return TrainStep(step, self.schedule.steps, share(forget), share(watch), loss, exact or not self.products)
 
     def move(self, step: int) -> float:
         """One step down; gives the loss before it."""

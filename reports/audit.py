@@ -140,6 +140,7 @@ class Trial:
     part: OperatorPart
     operator: Any
     source: str
+    alone: dict[tuple[str, str], WeightPatch] = field(default_factory=dict)  # by model state and fact
 
     def run(self) -> None:
         """Every arm of the operator."""
@@ -164,6 +165,7 @@ class Trial:
 
         patches = self._kept({change_id: [record.id] for change_id, record in by_id.items()}, call)
         self.session.watch.step(len(records))
+        self.alone.update({(self.session.handle.state, r.id): p for r, p in zip(records, patches, strict=True)})
         self._ask("single", [((patch,), [record]) for patch, record in zip(patches, records, strict=True)])
 
     def stacked(self, records: Sequence[EditRecord]) -> None:
@@ -174,7 +176,9 @@ class Trial:
         for record in records:
 
             def call(_: list[str], record: EditRecord = record) -> list[WeightPatch]:
-                return [self.operator(handle, [record.edit], seed=seed, progress=self._told(f"{record.id}: "))]
+                there = self.alone.get((handle.state, record.id))  # the first one of the stack was made alone
+                made = there or self.operator(handle, [record.edit], seed=seed, progress=self._told(f"{record.id}: "))
+                return [made]
 
             with handle.patched(*patches):
                 patches += self._kept({self._id("stacked", record.id): [record.id]}, call)

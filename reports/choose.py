@@ -20,7 +20,7 @@ from reports.watch import Watch
 
 T = TypeVar("T")
 SAMPLE = 24  # facts asked of each relation that may be changed
-SAMPLE_OTHERS = 6  # and of each other relation
+SAMPLE_OTHERS = 3  # and of each other relation
 KNOWS_WITHIN = 8  # tokens of greedy text in which the object must come
 
 
