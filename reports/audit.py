@@ -7,46 +7,23 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from editkit.data import FactBase, load
-from editkit.facts import EditRecord, ForgetRecord, ForgetRequest, Record
 from editkit.files import write_text
 from editkit.handle import ModelHandle
-from editkit.operators import configured, each
-from editkit.patch import WeightPatch
-from editkit.training import TrainStep
-from probes.ask import Job, run_jobs
 from probes.estimate import Ruling, decide, groups_needed
 from probes.metrics import METRICS, Row, summarise
 from probes.verdict import Verdict
-from reports.changes import compute
-from reports.choose import Chosen, select
+from reports.choose import select
 from reports.environment import code_digest, described, environment
-from reports.record import JOURNAL, Audit, Change, Claim, FactRow, Figure, Journal, Judged, RecordError, read_audit
+from reports.record import JOURNAL, Audit, Claim, FactRow, Figure, Journal, RecordError, read_audit
 from reports.render import write_reports
-from reports.spec import AuditSpec, OperatorPart, to_toml
+from reports.spec import AuditSpec, to_toml
+from reports.trial import Session, ask_unchanged, trial_of
 from reports.watch import Silent, Watch
-
-
-@dataclass(slots=True)
-class Session:
-    """One run while it goes on."""
-
-    spec: AuditSpec
-    folder: Path
-    handle: ModelHandle
-    base: FactBase
-    journal: Journal
-    watch: Watch
-    chosen: Chosen
-    changes: list[Change] = field(default_factory=list)
-    judged: list[Judged] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
 
 
 def run(spec: AuditSpec, folder: Path, *, watch: Watch | None = None, command: str = "", fresh: bool = False) -> Audit:
@@ -67,7 +44,9 @@ def run(spec: AuditSpec, folder: Path, *, watch: Watch | None = None, command: s
     handle = ModelHandle.load(spec.model.name, spec.model.options())
     _begin(journal, spec, folder, handle)
     session = _prepared(spec, folder, handle, base, journal, watch)
-    for trial in [_trial(session, part) for part in spec.operators]:  # all configured before the first is tried
+    trials = [trial_of(session, part) for part in spec.operators]  # all configured before the first is tried
+    ask_unchanged(session, trials)
+    for trial in trials:
         trial.run()
     audit = _audit(session, command, started, time.perf_counter() - began)
     journal.finish(audit)
@@ -122,130 +101,6 @@ def _prepared(
     most = max(part.n or spec.facts.n for part in spec.operators)
     chosen = select(handle, base, spec.facts, most, spec.seed, journal, watch)
     return Session(spec, folder, handle, base, journal, watch, chosen)
-
-
-# One operator --
-
-
-def _trial(session: Session, part: OperatorPart) -> Trial:
-    operator, source = configured(part.name, session.handle, part.settings)
-    return Trial(session, part, operator, source)
-
-
-@dataclass(frozen=True, slots=True)
-class Trial:
-    """One operator on its records."""
-
-    session: Session
-    part: OperatorPart
-    operator: Any
-    source: str
-    alone: dict[tuple[str, str], WeightPatch] = field(default_factory=dict)  # by model state and fact
-
-    def run(self) -> None:
-        """Every arm of the operator."""
-        session = self.session
-        entries = session.chosen.entries[: self.part.n or session.spec.facts.n]
-        how = {"seed": session.spec.seed, "known": session.chosen.known}
-        if self.part.task == "edit":
-            edits = [session.base.edit_record(entry, **how) for entry in entries]
-            for arm in self.part.arms:
-                (self.single if arm == "single" else self.stacked)(edits)
-        else:
-            self.joint([session.base.forget_record(entry, **how) for entry in entries])
-
-    def single(self, records: Sequence[EditRecord]) -> None:
-        """Each edit by itself: made, asked about, rolled back."""
-        self.session.watch.phase(f"{self.part.name}, one at a time", len(records))
-        by_id = {self._id("single", record.id): record for record in records}
-
-        def call(missing: list[str]) -> list[WeightPatch]:
-            edits = [by_id[each].edit for each in missing]
-            return each(self.operator, self.session.handle, edits, seed=self.session.spec.seed, progress=self._told(""))
-
-        patches = self._kept({change_id: [record.id] for change_id, record in by_id.items()}, call)
-        self.session.watch.step(len(records))
-        self.alone.update({(self.session.handle.state, r.id): p for r, p in zip(records, patches, strict=True)})
-        self._ask("single", [((patch,), [record]) for patch, record in zip(patches, records, strict=True)])
-
-    def stacked(self, records: Sequence[EditRecord]) -> None:
-        """All edits, each made on top of those before; then everything is asked."""
-        handle, seed = self.session.handle, self.session.spec.seed
-        self.session.watch.phase(f"{self.part.name}, stacked", len(records))
-        patches: list[WeightPatch] = []
-        for record in records:
-
-            def call(_: list[str], record: EditRecord = record) -> list[WeightPatch]:
-                there = self.alone.get((handle.state, record.id))  # the first one of the stack was made alone
-                made = there or self.operator(handle, [record.edit], seed=seed, progress=self._told(f"{record.id}: "))
-                return [made]
-
-            with handle.patched(*patches):
-                patches += self._kept({self._id("stacked", record.id): [record.id]}, call)
-            self.session.watch.step(note=record.id)
-        self._ask("stacked", [(tuple(patches), records)])
-
-    def joint(self, records: Sequence[ForgetRecord]) -> None:
-        """One request for all facts."""
-        spec, base, ids = self.session.spec, self.session.base, [record.id for record in records]
-        watch = self.session.watch
-        retain = base.retain_examples(ids, spec.facts.retain, spec.seed, self.session.chosen.known)
-        request = ForgetRequest(tuple(e for r in records for e in r.examples), retain)
-        watch.phase(f"{self.part.name}, forgetting {len(records)} facts")
-
-        def told(step: TrainStep) -> None:
-            watch.at(step.steps, step.step)
-            watch.step(0, note=f"forget {step.forget:.2f}, retain {step.retain:.2f}")
-
-        def call(_: list[str]) -> list[WeightPatch]:
-            return [self.operator(self.session.handle, request, seed=spec.seed, progress=told)]
-
-        self._ask("joint", [(tuple(self._kept({self._id("joint", "all"): ids}, call)), records)])
-
-    def _told(self, whose: str) -> Callable[[str, int, int], None]:
-        return lambda what, done, total: self.session.watch.step(0, note=f"{whose}{what} {done}/{total}")
-
-    def _id(self, arm: str, name: str) -> str:
-        return f"{self.part.name}/{arm}/{name}"
-
-    def _kept(
-        self, wanted: Mapping[str, Sequence[str]], call: Callable[[list[str]], Sequence[WeightPatch]]
-    ) -> list[WeightPatch]:
-        """The patches of these changes, by id with the facts of each."""
-        session = self.session
-        found = compute(
-            session.handle,
-            session.folder,
-            session.journal,
-            wanted=wanted,
-            task=self.part.task,
-            operator=self.operator,
-            source=self.source,
-            seed=session.spec.seed,
-            call=call,
-        )
-        session.changes += [change for _, change in found]
-        return [patch for patch, _ in found]
-
-    def _ask(self, arm: str, changed: Sequence[tuple[tuple[WeightPatch, ...], Sequence[Record]]]) -> None:
-        """Put every probe's questions about the records to the model with and without the patches on."""
-        session, watch = self.session, self.session.watch
-        jobs = [
-            Job(probe, record, patches)
-            for patches, records in changed
-            for record in records
-            for probe in session.spec.probes
-        ]
-        watch.phase(f"{self.part.name}, {arm}: asking")
-        verdicts = run_jobs(
-            session.handle,
-            jobs,
-            seed=session.spec.seed,
-            store=session.journal,
-            max_new_tokens=session.spec.max_new_tokens,
-            progress=watch.at,
-        )
-        session.judged += [Judged(self.part.name, self.part.task, arm, v) for of_job in verdicts for v in of_job]
 
 
 # Results --

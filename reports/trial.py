@@ -1,0 +1,170 @@
+"""One operator on trial: its arms, each made, asked about and rolled back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from editkit.data import FactBase
+from editkit.facts import EditRecord, ForgetRecord, ForgetRequest, Record
+from editkit.handle import ModelHandle
+from editkit.operators import configured, each
+from editkit.patch import WeightPatch
+from editkit.training import TrainStep
+from probes.ask import Job, run_jobs
+from probes.verdict import Verdict
+from reports.changes import compute
+from reports.choose import Chosen
+from reports.record import Change, Journal, Judged
+from reports.spec import AuditSpec, OperatorPart
+from reports.watch import Watch
+
+
+@dataclass(slots=True)
+class Session:
+    """One run while it goes on."""
+
+    spec: AuditSpec
+    folder: Path
+    handle: ModelHandle
+    base: FactBase
+    journal: Journal
+    watch: Watch
+    chosen: Chosen
+    changes: list[Change] = field(default_factory=list)
+    judged: list[Judged] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def trial_of(session: Session, part: OperatorPart) -> Trial:
+    operator, source = configured(part.name, session.handle, part.settings)
+    make = session.base.edit_record if part.task == "edit" else session.base.forget_record
+    entries = session.chosen.entries[: part.n or session.spec.facts.n]
+    records = [make(entry, seed=session.spec.seed, known=session.chosen.known) for entry in entries]
+    return Trial(session, part, operator, source, records)
+
+
+def ask_unchanged(session: Session, trials: Sequence[Trial]) -> None:
+    """Put all questions of all arms to the unchanged model, so that each is read once with all that is to be scored."""
+    session.watch.phase("Asking the unchanged model")
+    jobs = [Job(probe, record) for trial in trials for record in trial.records for probe in session.spec.probes]
+    _asked(session, jobs)
+
+
+def _asked(session: Session, jobs: Sequence[Job]) -> list[list[Verdict]]:
+    return run_jobs(
+        session.handle,
+        jobs,
+        seed=session.spec.seed,
+        store=session.journal,
+        max_new_tokens=session.spec.max_new_tokens,
+        progress=session.watch.at,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One operator on its records."""
+
+    session: Session
+    part: OperatorPart
+    operator: Any
+    source: str
+    records: Sequence[Any]  # EditRecord or ForgetRecord, as the task has it
+    alone: dict[tuple[str, str], WeightPatch] = field(default_factory=dict)  # by model state and fact
+
+    def run(self) -> None:
+        """Every arm of the operator."""
+        arms: dict[str, Callable[[Sequence[Any]], None]] = {"single": self.single, "stacked": self.stacked}
+        for arm in self.part.arms if self.part.task == "edit" else ():
+            arms[arm](self.records)
+        if self.part.task != "edit":
+            self.joint(self.records)
+
+    def single(self, records: Sequence[EditRecord]) -> None:
+        """Each edit by itself: made, asked about, rolled back."""
+        self.session.watch.phase(f"{self.part.name}, one at a time", len(records))
+        by_id = {self._id("single", record.id): record for record in records}
+
+        def call(missing: list[str]) -> list[WeightPatch]:
+            edits = [by_id[each].edit for each in missing]
+            return each(self.operator, self.session.handle, edits, seed=self.session.spec.seed, progress=self._told(""))
+
+        patches = self._kept({change_id: [record.id] for change_id, record in by_id.items()}, call)
+        self.session.watch.step(len(records))
+        self.alone.update({(self.session.handle.state, r.id): p for r, p in zip(records, patches, strict=True)})
+        self._ask("single", [((patch,), [record]) for patch, record in zip(patches, records, strict=True)])
+
+    def stacked(self, records: Sequence[EditRecord]) -> None:
+        """All edits, each made on top of those before; then everything is asked."""
+        handle, seed = self.session.handle, self.session.spec.seed
+        self.session.watch.phase(f"{self.part.name}, stacked", len(records))
+        patches: list[WeightPatch] = []
+        for record in records:
+
+            def call(_: list[str], record: EditRecord = record) -> list[WeightPatch]:
+                there = self.alone.get((handle.state, record.id))  # the first one of the stack was made alone
+                made = there or self.operator(handle, [record.edit], seed=seed, progress=self._told(f"{record.id}: "))
+                return [made]
+
+            with handle.patched(*patches):
+                patches += self._kept({self._id("stacked", record.id): [record.id]}, call)
+            self.session.watch.step(note=record.id)
+        self._ask("stacked", [(tuple(patches), records)])
+
+    def joint(self, records: Sequence[ForgetRecord]) -> None:
+        """One request for all facts."""
+        spec, base, ids = self.session.spec, self.session.base, [record.id for record in records]
+        watch = self.session.watch
+        retain = base.retain_examples(ids, spec.facts.retain, spec.seed, self.session.chosen.known)
+        request = ForgetRequest(tuple(e for r in records for e in r.examples), retain)
+        watch.phase(f"{self.part.name}, forgetting {len(records)} facts")
+
+        def told(step: TrainStep) -> None:
+            watch.at(step.steps, step.step)
+            watch.step(0, note=f"forget {step.forget:.2f}, retain {step.retain:.2f}")
+
+        def call(_: list[str]) -> list[WeightPatch]:
+            return [self.operator(self.session.handle, request, seed=spec.seed, progress=told)]
+
+        self._ask("joint", [(tuple(self._kept({self._id("joint", "all"): ids}, call)), records)])
+
+    def _told(self, whose: str) -> Callable[[str, int, int], None]:
+        return lambda what, done, total: self.session.watch.step(0, note=f"{whose}{what} {done}/{total}")
+
+    def _id(self, arm: str, name: str) -> str:
+        return f"{self.part.name}/{arm}/{name}"
+
+    def _kept(
+        self, wanted: Mapping[str, Sequence[str]], call: Callable[[list[str]], Sequence[WeightPatch]]
+    ) -> list[WeightPatch]:
+        """The patches of these changes, by id with the facts of each."""
+        session = self.session
+        found = compute(
+            session.handle,
+            session.folder,
+            session.journal,
+            wanted=wanted,
+            task=self.part.task,
+            operator=self.operator,
+            source=self.source,
+            seed=session.spec.seed,
+            call=call,
+        )
+        session.changes += [change for _, change in found]
+        return [patch for patch, _ in found]
+
+    def _ask(self, arm: str, changed: Sequence[tuple[tuple[WeightPatch, ...], Sequence[Record]]]) -> None:
+        """Put every probe's questions about the records to the model with and without the patches on."""
+        session, watch = self.session, self.session.watch
+        jobs = [
+            Job(probe, record, patches)
+            for patches, records in changed
+            for record in records
+            for probe in session.spec.probes
+        ]
+        watch.phase(f"{self.part.name}, {arm}: asking")
+        verdicts = _asked(session, jobs)
+        session.judged += [Judged(self.part.name, self.part.task, arm, v) for of_job in verdicts for v in of_job]
