@@ -234,6 +234,12 @@ def check_card(folder: Path) -> Card:
     return card
 
 
+def is_file(name_or_path: str | Path) -> bool:
+    """Whether a user's file is meant, and no data set that comes along."""
+    path = Path(name_or_path)
+    return path.suffix.lower() in FORMATS or path.is_file()
+
+
 def load(name_or_path: str | Path = DEFAULT) -> FactBase:
     """The facts of a data set by name ("world"), or of a user's .jsonl, .json or .csv file.
 
@@ -241,7 +247,7 @@ def load(name_or_path: str | Path = DEFAULT) -> FactBase:
     there, and the facts that come along serve as further questions. Raises DataError, which names what is wrong.
     """
     path = Path(name_or_path)
-    if path.suffix.lower() in FORMATS or path.is_file():
+    if is_file(name_or_path):
         return _user_facts(path)
     folder = data_folder() / str(name_or_path)
     if not str(name_or_path).strip() or path.name != str(name_or_path) or not (folder / "card.toml").is_file():

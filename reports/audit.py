@@ -98,7 +98,8 @@ def _begin(journal: Journal, spec: AuditSpec, folder: Path, handle: ModelHandle)
 def _prepared(
     spec: AuditSpec, folder: Path, handle: ModelHandle, base: FactBase, journal: Journal, watch: Watch
 ) -> Session:
-    most = max(part.n or spec.facts.n for part in spec.operators)
+    wanted = [part.n or spec.facts.most for part in spec.operators]
+    most = None if None in wanted else max(n for n in wanted if n)
     chosen = select(handle, base, spec.facts, most, spec.seed, journal, watch)
     return Session(spec, folder, handle, base, journal, watch, chosen)
 

@@ -52,19 +52,18 @@ def known_ids(
 
 
 def select(
-    handle: ModelHandle, base: FactBase, part: FactsPart, n: int, seed: int, journal: Journal, watch: Watch
+    handle: ModelHandle, base: FactBase, part: FactsPart, n: int | None, seed: int, journal: Journal, watch: Watch
 ) -> Chosen:
-    """`n` facts to change. Of a large data set no more facts are asked than are needed: first `SAMPLE` of each relation
-    (they serve as neighbours too), then more until `n` are known."""
+    """`n` facts to change, or all (None). Of a large data set no more facts are asked than are needed: first `SAMPLE`
+    of each relation (they serve as neighbours too), then more until `n` are known."""
     candidates = _candidates(base, part)
     order, others = spread(candidates, seed), spread([e for e in base.table.entries if e not in set(candidates)], seed)
     relations = len({entry.relation for entry in candidates})
-    asked = min(len(order), max(SAMPLE * relations, n))
+    asked = len(order) if n is None else min(len(order), max(SAMPLE * relations, n))
     beside = [entry for group in _by_relation(others).values() for entry in group[:SAMPLE_OTHERS]]
     while True:
         known = known_ids(handle, base, [*order[:asked], *beside], journal, watch)
-        enough = sum(entry.id in known for entry in order[:asked]) >= n or not part.known_only
-        if enough or asked == len(order):
+        if asked == len(order) or not part.known_only or sum(entry.id in known for entry in order[:asked]) >= (n or 0):
             return choose(base, part, order[:asked], n, known)
         asked = min(len(order), 2 * asked)
 
@@ -89,9 +88,14 @@ def is_right(entry: Entry, text: str, lexicon: Sequence[str]) -> bool:
     return classify(text, old=entry.names, new=(), lexicon=lexicon, prompt=entry.fact.text) is Class.OLD
 
 
-def choose(base: FactBase, part: FactsPart, asked: Sequence[Entry], n: int, known: frozenset[str]) -> Chosen:
-    """The first `n` usable facts of those asked. Raises DataError, with the number there is, where there are fewer."""
+def choose(base: FactBase, part: FactsPart, asked: Sequence[Entry], n: int | None, known: frozenset[str]) -> Chosen:
+    """The first `n` usable facts of those asked, or all. Raises DataError, with the number there is, where there are
+    fewer, or none."""
     usable = [e for e in asked if e.id in known] if part.known_only else list(asked)
+    if n is None and usable:
+        left = len(asked) - len(usable)
+        return Chosen(tuple(usable), known, {"the base model does not answer it right": left} if left else {})
+    n = n or 1
     if n > len(usable):
         which = "the base model answers right" if part.known_only else "there are"
         way_out = f"use --n {len(usable)}" if usable else "name other facts"

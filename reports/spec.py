@@ -16,6 +16,7 @@ from typing import Any, Literal
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from editkit.data import is_file
 from editkit.models import DEFAULT_MODEL, LoadOptions
 from editkit.operators import NONE, check_settings, operator_class
 from probes.kinds import PROBES
@@ -47,13 +48,34 @@ class ModelPart(_Part):
 
 
 class FactsPart(_Part):
-    """Which facts are changed: a shipped data set by name or a user's file; `relations` empty means all."""
+    """Which facts are changed: a shipped data set by name or a user's file; `relations` empty means all.
+
+    `n` facts, or "all" that can be changed; by default 8 of a shipped data set and all of a user's file.
+    """
 
     source: str = "world"
     relations: tuple[str, ...] = ()
-    n: int = Field(8, ge=1)
+    n: int | Literal["all"] = 8
     known_only: bool = True  # only facts that the base model answers right
     retain: int = Field(32, ge=0)  # examples that an unlearner is told to keep
+
+    @field_validator("n", mode="plain")
+    @classmethod
+    def _number_or_all(cls, n: Any) -> Any:
+        if n == "all" or (isinstance(n, int) and not isinstance(n, bool) and n >= 1):
+            return n
+        raise ValueError(f"{n!r} is no number of facts; give one from 1 on, or 'all'")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _all_of_a_file(cls, data: Any) -> Any:
+        own = isinstance(data, Mapping) and isinstance(data.get("source"), str) and is_file(data["source"])
+        return {"n": "all", **data} if own else data
+
+    @property
+    def most(self) -> int | None:
+        """The number of facts; None for all."""
+        return None if self.n == "all" else self.n
 
 
 class OperatorPart(_Part):

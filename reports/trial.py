@@ -41,7 +41,7 @@ class Session:
 def trial_of(session: Session, part: OperatorPart) -> Trial:
     operator, source = configured(part.name, session.handle, part.settings)
     make = session.base.edit_record if part.task == "edit" else session.base.forget_record
-    entries = session.chosen.entries[: part.n or session.spec.facts.n]
+    entries = session.chosen.entries[: part.n or session.spec.facts.most]
     records = [make(entry, seed=session.spec.seed, known=session.chosen.known) for entry in entries]
     return Trial(session, part, operator, source, records)
 

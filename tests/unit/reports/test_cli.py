@@ -93,6 +93,11 @@ def test_more_facts_than_are_known(editkit, tmp_path, model):
     assert "asked for 5 facts" in output and "the base model answers right 0 of 1" in output
 
 
+def test_a_file_with_no_known_fact(editkit, tmp_path, model):
+    output = editkit("audit", "--facts", facts(tmp_path, GOOD), "--model", model, "--out", tmp_path / "r", code=2)
+    assert "the base model answers right 0 of 1" in output and "--all-facts" in output.replace("\n", " ")
+
+
 def test_a_prompt_past_the_context(editkit, tmp_path, model):
     row = {**GOOD, "prompt": "word " * 400 + "the capital of {} is"}
     path = facts(tmp_path, row)

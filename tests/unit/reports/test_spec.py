@@ -19,7 +19,9 @@ def test_the_default_spec_runs_both_families():
 
 
 @settings(max_examples=25, deadline=None)
-@given(n=st.integers(1, 99), seed=st.integers(0, 2**31), level=st.floats(0.5, 0.99), known=st.booleans())
+@given(
+    n=st.integers(1, 99) | st.just("all"), seed=st.integers(0, 2**31), level=st.floats(0.5, 0.99), known=st.booleans()
+)
 def test_a_spec_written_and_read_is_the_same(tmp_path_factory, n, seed, level, known):
     spec = make_spec({"seed": seed, "level": level, "facts": {"n": n, "known_only": known}})
     path = tmp_path_factory.mktemp("spec") / "spec.toml"
@@ -28,9 +30,16 @@ def test_a_spec_written_and_read_is_the_same(tmp_path_factory, n, seed, level, k
     assert again == spec and again.key() == spec.key()
 
 
+def test_a_users_file_is_changed_whole_unless_a_number_is_given():
+    assert make_spec({"facts": {"source": "mine.jsonl"}}).facts.n == "all"
+    assert make_spec({"facts": {"source": "mine.jsonl", "n": 3}}).facts.n == 3
+    assert make_spec({"facts": {"source": "world"}}).facts.n == 8
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("[facts]\nn = 0", "line 2: facts.n: 0 is no number of facts; give one from 1 on, or 'all'"),
         ("sed = 1", r"line 1: unknown key 'sed'; there is seed"),
         ("[facts]\nrelation = ['capital']", r"line 2: unknown key 'facts.relation'; there is relations"),
         ("seed = 'x'", "line 1: seed: Input should be a valid integer"),
@@ -47,7 +56,6 @@ def test_a_spec_written_and_read_is_the_same(tmp_path_factory, n, seed, level, k
         ("probes = ['rephrse']", "no probe named 'rephrse'; there is rephrase"),
         ("[[claims]]\nmetric = 'efficacy_generation'", "needs one of at_least, at_most"),
         ("[[claims]]\nmetric = 'eficacy_generation'\nat_least = 1", "no metric named"),
-        ("[facts]\nn = 0", "facts.n: Input should be greater than or equal to 1"),
     ],
 )
 def test_a_wrong_spec_is_told_in_one_line(tmp_path, text, message):
