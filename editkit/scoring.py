@@ -22,8 +22,8 @@ from editkit.speech import Speech, speak, stop_ids
 from editkit.tokens import PromptTooLong, encode, encode_pair
 
 MAX_NEW_TOKENS = 16
-ROWS = 384  # prompts that speak at once: a step for few costs a CPU nearly as much as one for many
-HELD = 12288  # tokens whose keys and values are held for them
+ROWS = 256  # prompts that speak at once: a step for few costs a CPU nearly as much as one for many
+HELD = 8192  # tokens whose keys and values are held for them
 
 
 @dataclass(frozen=True, slots=True)
