@@ -8,7 +8,7 @@ read, never to a whole prompt.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -154,7 +154,8 @@ def _tell_group(
 ) -> Iterator[tuple[list[int], list[Told]]]:
     """Read the group pack by pack, then let it speak: (places in the group, answers) as they are done."""
     length = max(len(each.ids) for each in group)
-    waiting = _Waiting()
+    waiting: list[_Heard] = []
+    caches: list[DynamicCache] = []
     for pack in packed(handle, [each.sequences for each in group]):
         seen = read_pack(handle, pack)
         heard = _read_off(handle, pack, seen, [group[member] for member in pack.members])
@@ -163,13 +164,12 @@ def _tell_group(
             yield [each.member for each in silent], [Told("", each.scores) for each in silent]
         speaking = [each for each in heard if each.path]
         if speaking:
-            waiting.heard += speaking
-            waiting.caches.append(seen.branch([each.path for each in speaking], length))
-    if waiting.heard:
-        lengths, first = [len(each.path) for each in waiting.heard], [each.next for each in waiting.heard]
-        for ended in speak(handle, lengths, joined(waiting.caches), first, speech):
-            told = [Told(text, waiting.heard[row].scores) for row, text in ended]
-            yield [waiting.heard[row].member for row, _ in ended], told
+            waiting += speaking
+            caches.append(seen.branch([each.path for each in speaking], length))
+    if waiting:
+        lengths, first = [len(each.path) for each in waiting], [each.next for each in waiting]
+        for ended in speak(handle, lengths, joined(caches), first, speech):
+            yield [waiting[row].member for row, _ in ended], [Told(text, waiting[row].scores) for row, text in ended]
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,14 +181,6 @@ class _Heard:
     scores: dict[str, TargetScore]
     next: int
     path: list[int]
-
-
-@dataclass(slots=True)
-class _Waiting:
-    """Those of a group who are to speak when all of it is read, and their keys and values."""
-
-    heard: list[_Heard] = field(default_factory=list)
-    caches: list[DynamicCache] = field(default_factory=list)
 
 
 def _read_off(handle: ModelHandle, pack: Pack, seen: Seen, asks: Sequence[_Encoded]) -> list[_Heard]:

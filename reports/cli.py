@@ -38,7 +38,7 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda, mps …")]
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16, float16 or float64.")]
 Facts = Annotated[str, typer.Option(help="A data set by name, or your own .jsonl, .json or .csv file.")]
 Seed = Annotated[int, typer.Option(help="The same seed gives the same patches and questions.")]
-Number = Annotated[int | None, typer.Option("--n", help="How many facts; by default 8, of your own file all.", min=1)]
+Number = Annotated[int | None, typer.Option("--n", help="How many facts; of your own file all by default.", min=1)]
 Pickle = Annotated[bool, typer.Option("--allow-pickle", help="Read pickle weights (they can run code).")]
 Remote = Annotated[bool, typer.Option("--trust-remote-code", help="Run the model author's code.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
@@ -77,7 +77,9 @@ def audit(
     ] = None,
     operator: Annotated[list[str] | None, typer.Option("--operator", "-o", help="May be given more than once.")] = None,
     facts: Annotated[str | None, typer.Option(help="A data set by name, or your own file.")] = None,
-    n: Number = None,
+    n: Annotated[
+        int | None, typer.Option("--n", help="How many facts; by default 8, of your own file all.", min=1)
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same patches and questions.")] = None,
     out_folder: Annotated[Path | None, typer.Option("--out", help="The run folder.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, mps …")] = None,

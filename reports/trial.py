@@ -77,11 +77,10 @@ class Trial:
 
     def run(self) -> None:
         """Every arm of the operator."""
-        arms: dict[str, Callable[[Sequence[Any]], None]] = {"single": self.single, "stacked": self.stacked}
-        for arm in self.part.arms if self.part.task == "edit" else ():
+        arms: dict[str, Callable[[Sequence[Any]], None]]
+        arms = {"single": self.single, "stacked": self.stacked, "joint": self.joint}
+        for arm in self.part.arms:
             arms[arm](self.records)
-        if self.part.task != "edit":
-            self.joint(self.records)
 
     def single(self, records: Sequence[EditRecord]) -> None:
         """Each edit by itself: made, asked about, rolled back."""

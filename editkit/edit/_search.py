@@ -228,9 +228,8 @@ class _Search:
         rows = torch.tensor([self.essence_row(edit) for edit in range(self.edits)], device=self.handle.device)
         upper = self.all.upper.rows(rows, self.all.upper.ids.shape[1])
         hidden = upper.run(torch.zeros_like(upper.values))
-        return unembed(self.handle, hidden[torch.arange(len(rows), device=rows.device), self.ends[rows]]).log_softmax(
-            -1
-        )
+        places = torch.arange(len(rows), device=rows.device), self.ends[rows]
+        return unembed(self.handle, hidden[places]).log_softmax(-1)
 
     def drift(self, live: Sequence[int], logits: Float[Tensor, "live vocabulary"]) -> Float[Tensor, " live"]:
         """KL(before ‖ after) of the next token after "{} is a", nats."""

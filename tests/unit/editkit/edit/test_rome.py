@@ -90,6 +90,18 @@ def test_edits_searched_together_equal_edits_searched_alone(handle_of, layout, m
             assert other.notes["steps"] == one.notes["steps"]
 
 
+def test_each_edit_draws_its_own_contexts_when_searched_together(handle):
+    """Of another order and other company, an edit still draws what it draws alone."""
+    search = dataclasses.replace(SEARCH, tokens_per_step=8, stop_below=0.0)
+    before = [*BEFORE, "One two three. ", "Look at that. ", "So it goes. "]
+    alone = [find_targets(handle, [edit], 1, before, search, seed=5)[0] for edit in ENDING]
+    other = [find_targets(handle, [edit], 1, before, search, seed=6)[0] for edit in ENDING]
+    together = find_targets(handle, ENDING, 1, before, search, seed=5)
+    for one, same, another in zip(alone, together, other, strict=True):
+        assert distance(same.residual, one.residual) < 1e-3
+        assert distance(another.residual, one.residual) > 1e-2
+
+
 def test_only_upper_blocks_run_in_a_step(handle):
     """The prefix passes every block, the suffix the lower ones; then the upper ones alone run, once for "{} is a" and once
     each step."""
