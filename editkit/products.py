@@ -1,15 +1,17 @@
-"""Matrix products in bfloat16 for searches and training on a CPU that is fast at them.
+"""The matrix products of a model on a CPU: weights laid out beforehand, and bfloat16 where a search may be rough.
 
-Weights, hidden states, norms, attention and the unembedding stay float32; only what goes into a block's linear layers
-is rounded, and what comes out is float32 again. What is found this way is scored again in float32. On a CPU without
-such instructions bfloat16 is slower than float32, so "auto" asks the CPU, and other devices are left as they are.
+`exact` serves whatever is reported: the dtype stays the model's, only the weights are laid out (see `matrices`).
+In bfloat16 only what goes into a block's linear layers is rounded, and what comes out is float32 again; weights, hidden
+states, norms, attention and the unembedding stay float32. What is found this way is scored again in float32. On a CPU
+without such instructions bfloat16 is slower than float32, so "auto" asks the CPU. Other devices are left as they are.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +19,11 @@ from torch.nn.functional import linear
 from transformers.pytorch_utils import Conv1D
 
 from editkit.handle import ModelHandle
+from editkit.matrices import Matrix, can_lay_out
 
 AUTO, FLOAT32, BFLOAT16 = "auto", "float32", "bfloat16"
 CHOICES = (AUTO, FLOAT32, BFLOAT16)
+LAID_BYTES = 2 << 30  # a model with more weights than that is not held a second time to be faster
 
 
 def check_products(choice: str) -> None:
@@ -47,66 +51,105 @@ def cpu_is_fast_at_bfloat16() -> bool:
 
 
 class Products:
-    """The linear layers of some modules, with rounded copies of those weights that are not trained."""
+    """What some linear layers do instead of their own product."""
 
-    def __init__(self, modules: Iterable[nn.Module]) -> None:
-        layers = [each for module in modules for each in module.modules() if type(each) in (nn.Linear, Conv1D)]
-        self._inputs = _Inputs()
-        self._layers = [(layer, _Rounded(layer, self._inputs)) for layer in layers]
+    def __init__(self, instead: Iterable[tuple[nn.Module, Callable[[Tensor], Tensor]]]) -> None:
+        self._instead = [*instead]
 
     @contextmanager
     def on(self) -> Iterator[None]:
-        """Within the block the layers multiply in bfloat16."""
-        changed = [(layer, rounded) for layer, rounded in self._layers if "forward" not in vars(layer)]
+        """Within the block the layers do this; nested, the innermost counts."""
+        before = [(layer, vars(layer).get("forward")) for layer, _ in self._instead]
         try:
-            for layer, rounded in changed:
-                layer.forward = rounded
+            for layer, product in self._instead:
+                layer.forward = product
             yield
         finally:
-            for layer, _ in changed:
-                vars(layer).pop("forward", None)
-            self._inputs.last = None
+            for layer, forward in before:
+                if forward is None:
+                    vars(layer).pop("forward", None)
+                else:
+                    layer.forward = forward
 
 
-class _Inputs:
-    """Rounds what layers read: several read the same (queries, keys and values)."""
+def exact(handle: ModelHandle) -> Products | None:
+    """The products of the whole model as it is now, laid out; None where that cannot be or would take much memory.
 
-    def __init__(self) -> None:
-        self.last: tuple[Tensor, int, Tensor] | None = None
-
-    def rounded(self, x: Tensor) -> Tensor:
-        if x.is_inference():  # such tensors do not say whether they were written to
-            return x.bfloat16()
-        if self.last is None or self.last[0] is not x or self.last[1] != x._version:
-            self.last = x, x._version, x.bfloat16()
-        return self.last[2]
+    A layout is kept for as long as its layer lives and holds the same weight. Not differentiable in the weights.
+    """
+    if handle.device.type != "cpu" or not can_lay_out(handle.dtype):
+        return None
+    if sum(parameter.nbytes for parameter in handle.model.parameters()) > LAID_BYTES:
+        return None
+    return Products((layer, _Plain(_kept(layer), layer.bias)) for layer in _linear([handle.model]))
 
 
-class _Rounded:
-    """What a linear layer does, its product in bfloat16."""
+def give_up_layouts(handle: ModelHandle) -> None:
+    """Free what `exact` keeps of a model, before something that needs the memory more."""
+    for layer in _linear([handle.model]):
+        _KEPT.pop(layer, None)
 
-    def __init__(self, layer: nn.Module, inputs: _Inputs) -> None:
-        self.inputs = inputs
-        self.weight, self.bias, self.transposed = layer.weight, layer.bias, type(layer) is Conv1D
-        self.kept = None if layer.weight.requires_grad else self.rounded()
 
-    def rounded(self) -> Tensor:
-        weight = self.weight.bfloat16()
-        return weight.T if self.transposed else weight
-
-    def __call__(self, x: Tensor) -> Tensor:
-        weight = self.rounded() if self.kept is None else self.kept
-        product = linear(self.inputs.rounded(x), weight).to(x.dtype)
-        return product if self.bias is None else product + self.bias
+def rounded(modules: Iterable[nn.Module]) -> Products:
+    """The linear layers of some modules in bfloat16. A weight that wants a gradient is rounded at each product."""
+    return Products(
+        (layer, _Trained(layer) if layer.weight.requires_grad else _Plain(_matrix(layer, torch.bfloat16), layer.bias))
+        for layer in _linear(modules)
+    )
 
 
 def products_of(handle: ModelHandle, choice: str, layers: Iterable[int] | None = None) -> Products | None:
     """The products of some blocks (all by default) as `choice` wants them; None where they stay as they are."""
     if resolved(handle, choice) == FLOAT32:
         return None
-    return Products(handle.module("block", layer) for layer in (range(handle.layers) if layers is None else layers))
+    return rounded(handle.module("block", layer) for layer in (range(handle.layers) if layers is None else layers))
 
 
 def using(products: Products | None) -> AbstractContextManager[None]:
     """Within the block the products are as wanted."""
     return nullcontext() if products is None else products.on()
+
+
+def _linear(modules: Iterable[nn.Module]) -> Iterator[nn.Module]:
+    return (each for module in modules for each in module.modules() if type(each) in (nn.Linear, Conv1D))
+
+
+def _weight(layer: nn.Module) -> Tensor:
+    """(out, in)"""
+    return layer.weight.T if type(layer) is Conv1D else layer.weight
+
+
+def _matrix(layer: nn.Module, dtype: torch.dtype) -> Matrix:
+    return Matrix(_weight(layer), dtype)
+
+
+_KEPT: WeakKeyDictionary[nn.Module, Matrix] = WeakKeyDictionary()
+
+
+def _kept(layer: nn.Module) -> Matrix:
+    kept = _KEPT.get(layer)
+    if kept is None or not kept.holds(_weight(layer)):
+        kept = _KEPT[layer] = _matrix(layer, layer.weight.dtype)
+    return kept
+
+
+class _Plain:
+    """A linear layer with a laid out weight."""
+
+    def __init__(self, matrix: Matrix, bias: Tensor | None) -> None:
+        self._matrix, self._bias = matrix, bias
+
+    def __call__(self, x: Tensor) -> Tensor:
+        product = self._matrix(x)
+        return product if self._bias is None else product + self._bias
+
+
+class _Trained:
+    """A linear layer whose weight changes, its product in bfloat16."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        self._layer = layer
+
+    def __call__(self, x: Tensor) -> Tensor:
+        product = linear(x.bfloat16(), _weight(self._layer).bfloat16()).to(x.dtype)
+        return product if self._layer.bias is None else product + self._layer.bias

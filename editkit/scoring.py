@@ -18,12 +18,13 @@ from editkit.forward import unembed
 from editkit.handle import ModelHandle
 from editkit.packs import Pack, Seen, joined, packed
 from editkit.packs import read as read_pack
+from editkit.products import exact, using
 from editkit.speech import Speech, speak, stop_ids
 from editkit.tokens import PromptTooLong, encode, encode_pair
 
 MAX_NEW_TOKENS = 16
-ROWS = 256  # prompts that speak at once: a step for few costs a CPU nearly as much as one for many
-HELD = 8192  # tokens whose keys and values are held for them
+ROWS = 64  # prompts that speak at once: more are no faster once the weights are laid out
+HELD = 2048  # tokens whose keys and values are held for them
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,10 +94,11 @@ def tell_in_parts(
     """The same, batch by batch as it is done: (places in `asks`, answers), so that a caller can keep what is done."""
     ready = [_encode(handle, ask, max_new_tokens) for ask in asks]
     speech = Speech(max_new_tokens, stop_ids(handle), enough)
+    products = exact(handle)
     for group in _groups(ready, rows):
         parts = _tell_group(handle, [ready[i] for i in group], speech)
         while True:
-            with torch.inference_mode():  # not around a yield: the mode would leak into the caller
+            with torch.inference_mode(), using(products):  # not around a yield: both would leak into the caller
                 part = next(parts, None)
             if part is None:
                 break

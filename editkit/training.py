@@ -24,7 +24,7 @@ from editkit.completions import Batch, Encoded, collate, gradient_attention, par
 from editkit.handle import ModelHandle
 from editkit.optimiser import AdamW
 from editkit.patch import DenseDelta
-from editkit.products import FLOAT32, check_products, products_of, resolved, using
+from editkit.products import FLOAT32, check_products, give_up_layouts, products_of, resolved, using
 from editkit.scope import Scope
 
 
@@ -144,6 +144,7 @@ def descend(
     names = scope.parameters(handle)
     if not names:
         raise ValueError(f"{scope} holds no parameter of {handle.name!r}; widen it")
+    give_up_layouts(handle)
     with ExitStack() as undo:
         undo.enter_context(gradient_attention(handle))
         undo.enter_context(torch.enable_grad())

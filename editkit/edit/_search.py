@@ -7,6 +7,7 @@ own draws of them, its own end.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,7 +23,7 @@ from editkit.facts import SLOT, Edit
 from editkit.forward import attention, unembed
 from editkit.handle import ModelHandle
 from editkit.linalg import SolveError
-from editkit.products import FLOAT32, check_products, products_of, resolved, using
+from editkit.products import FLOAT32, check_products, exact, products_of, resolved, using
 from editkit.tokens import encode, encode_pair, subject_span
 
 ESSENCE = f"{SLOT} is a"  # what the subject is must stay: the KL term is taken on this prompt
@@ -95,7 +96,10 @@ def find_targets(
     """
     rows = [rows_of_edit(handle, edit, before) for edit in edits]
     found: dict[int, Target] = {}
-    with attention(handle, "eager"), frozen(handle.model), torch.inference_mode(False), torch.enable_grad():
+    as_searched = attention(handle, "eager"), frozen(handle.model), using(exact(handle))
+    with ExitStack() as stack, torch.inference_mode(False), torch.enable_grad():
+        for state in as_searched:
+            stack.enter_context(state)
         for part in _together([_width(own) for own in rows], max(1, ROWS // (len(before) + 1))):
             own = ([edits[edit] for edit in part], [rows[edit] for edit in part])
             targets = _Search(handle, layer, *own, search, seed).run(progress)

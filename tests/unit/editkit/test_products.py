@@ -8,12 +8,18 @@ import pytest
 import torch
 from conftest import LAYOUTS, make_handle
 from edit_examples import BEFORE, ENDING
+from hypothesis import given
+from hypothesis import strategies as st
 from training_examples import FORGET, NEVER, RETAIN
 
-from editkit import products
+from editkit import matrices, products
 from editkit.completions import encode_examples, read
+from editkit.edit import _search
 from editkit.edit._search import TargetSearch, find_targets
-from editkit.products import BFLOAT16, FLOAT32, Products, products_of, resolved, using
+from editkit.forward import unembed
+from editkit.matrices import Matrix
+from editkit.patch import LowRankDelta, WeightPatch
+from editkit.products import BFLOAT16, FLOAT32, exact, products_of, resolved, rounded, using
 from editkit.scope import EVERYTHING
 from editkit.training import Objective, Schedule, Term, descend
 from editkit.unlearn._losses import nll
@@ -36,26 +42,29 @@ def test_a_layer_multiplies_in_bfloat16_and_all_else_stays(handle_of, layout):
         3, handle.matrix(handle.weight_name("mlp_out", 1)).shape[1], generator=torch.Generator().manual_seed(0)
     )
     matrix = handle.matrix(handle.weight_name("mlp_out", 1))
-    with Products([handle.module("block", 1)]).on(), torch.no_grad():
+    with rounded([handle.module("block", 1)]).on(), torch.no_grad():
         got = layer(x)
-        rounded = hidden(handle)
+        rough = hidden(handle)
     wanted = (x.bfloat16() @ matrix.bfloat16().T).float() + (0 if layer.bias is None else layer.bias)
     assert torch.allclose(got, wanted.detach(), rtol=1e-2, atol=1e-4)
-    assert got.dtype == rounded.dtype == torch.float32
-    assert not torch.equal(rounded, before)
-    assert torch.allclose(rounded, before, rtol=0.1, atol=0.1)
+    assert got.dtype == rough.dtype == torch.float32
+    assert not torch.equal(rough, before)
+    assert torch.allclose(rough, before, rtol=0.1, atol=0.1)
     assert torch.equal(hidden(handle), before)
     assert handle.fingerprint() == state
 
 
 def test_products_are_off_again_after_an_error(handle):
     before = hidden(handle)
-    rounded = Products([handle.model])
-    with pytest.raises(KeyboardInterrupt), rounded.on():
+    rough = rounded([handle.model])
+    with pytest.raises(KeyboardInterrupt), rough.on():
         raise KeyboardInterrupt
     assert torch.equal(hidden(handle), before)
-    with rounded.on(), rounded.on():  # nested: the inner one changes nothing
-        pass
+    with exact(handle).on():
+        outer = hidden(handle)
+        with rough.on():
+            assert not torch.equal(hidden(handle), outer)
+        assert torch.equal(hidden(handle), outer)  # nested: the outer ones are back after the inner ones
     assert torch.equal(hidden(handle), before)
 
 
@@ -76,18 +85,18 @@ def test_a_search_in_bfloat16_finds_nearly_the_same_and_tells_the_float32_loss(h
 
 def test_a_search_in_bfloat16_ends_on_a_loss_in_float32(handle, monkeypatch):
     on = []
-    real = Products.on
+    real = _search.using
 
-    def watched(self):
-        on.append(True)
-        return real(self)
+    def watched(chosen):
+        on.append(chosen)
+        return real(chosen)
 
-    monkeypatch.setattr(Products, "on", watched)
+    monkeypatch.setattr(_search, "using", watched)
     search = dataclasses.replace(SEARCH, stop_below=50.0, products=BFLOAT16)
     [found] = find_targets(handle, ENDING[:1], 1, BEFORE, search, seed=0)
     plain = dataclasses.replace(SEARCH, stop_below=50.0)
     [exact] = find_targets(handle, ENDING[:1], 1, BEFORE, plain, seed=0)
-    assert len(on) == 1
+    assert len(on) == 4  # the exact ones around each search, and a step's: bfloat16 in the first, none in the second
     assert found.notes["loss"] == pytest.approx(exact.notes["loss"], abs=1e-6)
 
 
@@ -128,3 +137,69 @@ def test_auto_leaves_a_model_that_is_not_float32(monkeypatch):
 def test_another_word_is_refused_with_those_there_are(settings):
     with pytest.raises(ValueError, match="products is 'fp8'; there is auto, float32, bfloat16"):
         settings(products="fp8")
+
+
+# Laid out weights --
+
+
+@torch.no_grad()
+def logits(handle):
+    return unembed(handle, hidden(handle))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_exact_products_say_what_the_model_says_now(handle_of, layout):
+    handle = handle_of(layout)
+    state = handle.fingerprint()
+    name = handle.weight_name("mlp_out", 1)
+    factors = torch.Generator().manual_seed(0)
+    out, inner = handle.matrix(name).shape
+    change = LowRankDelta(torch.randn(out, 1, generator=factors), torch.randn(1, inner, generator=factors))
+    plain = logits(handle)
+    with using(exact(handle)):
+        assert torch.allclose(logits(handle), plain, rtol=1e-4, atol=1e-5)
+    with handle.patched(WeightPatch({name: change})):
+        patched = logits(handle)
+        assert not torch.allclose(patched, plain, rtol=1e-2, atol=1e-3)
+        with using(exact(handle)):
+            assert torch.allclose(logits(handle), patched, rtol=1e-4, atol=1e-5)
+    with using(exact(handle)):
+        assert torch.allclose(logits(handle), plain, rtol=1e-4, atol=1e-5)
+    assert handle.fingerprint() == state
+
+
+def test_a_weight_written_behind_torchs_back_is_laid_out_again():
+    handle = make_handle("llama")
+    with using(exact(handle)):
+        logits(handle)
+    weight = handle.parameter(handle.weight_name("mlp_out", 1))
+    weight.data[0, 0] += 3.0  # no version counter sees this
+    plain = logits(handle)
+    with using(exact(handle)):
+        assert torch.allclose(logits(handle), plain, rtol=1e-4, atol=1e-5)
+
+
+def test_a_large_model_is_not_held_twice(handle, monkeypatch):
+    monkeypatch.setattr(products, "LAID_BYTES", 1)
+    assert exact(handle) is None
+
+
+@given(
+    rows=st.lists(st.integers(0, 5), max_size=2).map(tuple),
+    shape=st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    seed=st.integers(0, 99),
+    laid=st.booleans(),
+)
+def test_a_laid_out_product_and_its_gradient_are_those_of_linear(rows, shape, seed, laid):
+    numbers = torch.Generator().manual_seed(seed)
+    weight = torch.randn(shape, generator=numbers)
+    x = torch.randn(*rows, shape[1], generator=numbers, requires_grad=True)
+    with pytest.MonkeyPatch.context() as patch:
+        if not laid:
+            patch.setattr(matrices, "can_lay_out", lambda dtype: False)
+        got = Matrix(weight, torch.float32)(x)
+        wanted = torch.nn.functional.linear(x, weight)
+        assert torch.allclose(got, wanted, rtol=1e-4, atol=1e-4)
+        grad = torch.randn(got.shape, generator=numbers)
+        [mine], [theirs] = (torch.autograd.grad(each, x, grad) for each in (got, wanted))
+    assert torch.allclose(mine, theirs, rtol=1e-4, atol=1e-4)

@@ -1,0 +1,98 @@
+"""A weight that is laid out for the CPU's products once, instead of at every product.
+
+`torch.nn.functional.linear` hands its kernel a plain weight, which the kernel rearranges at every call: with few rows
+that is most of its work. torch's compiler lays weights out beforehand, by operators that are no part of torch's public
+interface; so they are tried first, and where they are missing or say something else, products stay plain.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import linear
+
+USUAL_ROWS = 64  # what a layout is chosen for; it serves any number of rows
+LAYABLE = (torch.float32, torch.bfloat16)
+
+
+class Matrix:
+    """x -> x @ weight.T with the product in `dtype`; what comes out has the dtype of x. Differentiable in x, not in the
+    weight. In float32 it differs from the plain product by the order of its sums only."""
+
+    def __init__(self, weight: Float[Tensor, "out in"], dtype: torch.dtype) -> None:
+        self._weight, self._dtype, self._sum = weight.detach(), dtype, _sum(weight)
+        self._forth: Callable[[Tensor], Tensor] | None = None
+        self._back: Callable[[Tensor], Tensor] | None = None
+
+    def holds(self, weight: Float[Tensor, "out in"]) -> bool:
+        """Whether it is still the product with this weight, told by what the weight holds, however it was written."""
+        return self._sum == _sum(weight)
+
+    def __call__(self, x: Float[Tensor, "*rows in"]) -> Float[Tensor, "*rows out"]:
+        if torch.is_grad_enabled() and x.requires_grad:
+            product: Tensor = _Product.apply(x, self)
+            return product
+        return self.forth(x)
+
+    def forth(self, x: Float[Tensor, "*rows in"]) -> Float[Tensor, "*rows out"]:
+        if self._forth is None:
+            self._forth = _laid_out(self._weight, self._dtype)
+        return self._forth(x)
+
+    def back(self, grad: Float[Tensor, "*rows out"]) -> Float[Tensor, "*rows in"]:
+        if self._back is None:
+            self._back = _laid_out(self._weight.T, self._dtype)
+        return self._back(grad)
+
+
+class _Product(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, matrix: Matrix) -> Tensor:
+        ctx.matrix = matrix
+        return matrix.forth(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return ctx.matrix.back(grads[0]), None
+
+
+@torch.inference_mode(False)
+@torch.no_grad()
+def _laid_out(weight: Tensor, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+    weight = weight.to(dtype)
+    if weight.device.type != "cpu" or not can_lay_out(dtype):
+        return lambda x: linear(x.to(dtype), weight).to(x.dtype)
+    laid = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), USUAL_ROWS)
+    return lambda x: _times(x.to(dtype), laid).to(x.dtype)
+
+
+def _times(x: Tensor, laid: Tensor) -> Tensor:
+    product: Tensor = torch.ops.mkldnn._linear_pointwise(x, laid, None, "none", [], "")
+    return product
+
+
+@functools.cache
+def can_lay_out(dtype: torch.dtype) -> bool:
+    """Whether torch has these operators here and they say what the plain product says."""
+    if dtype not in LAYABLE or not torch.backends.mkldnn.is_available():
+        return False
+    weight = torch.arange(96.0).reshape(12, 8).sin().to(dtype)
+    x = torch.arange(24.0).reshape(3, 8).cos().to(dtype)
+    try:
+        got = _times(x, torch.ops.mkldnn._reorder_linear_weight(weight, USUAL_ROWS))
+    except (AttributeError, RuntimeError):  # RuntimeError: also what torch says of an operator without a kernel
+        return False
+    return got.shape == (3, 12) and torch.allclose(got, linear(x, weight), rtol=1e-2, atol=1e-2)
+
+
+def _sum(weight: Tensor) -> int | float:
+    """A number that another weight does not have, save by an unlikely chance: the sum of its words of 8 bytes."""
+    whole = weight.detach()
+    whole = (whole if whole.is_contiguous() else whole.T).reshape(-1)
+    words = whole.view(torch.int64) if whole.numel() * whole.itemsize % 8 == 0 else whole.double()
+    return words.sum().item()
