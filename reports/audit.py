@@ -39,6 +39,15 @@ def run(spec: AuditSpec, folder: Path, *, watch: Watch | None = None, command: s
         audit = read_audit(folder)
         write_reports(audit, folder)
         return audit
+    audit = _made(spec, folder, base, journal, watch, command)
+    journal.finish(audit)
+    watch.phase("Writing the reports")
+    write_reports(audit, folder)
+    return audit
+
+
+def _made(spec: AuditSpec, folder: Path, base: FactBase, journal: Journal, watch: Watch, command: str) -> Audit:
+    """The run itself; the model is given up at its end, before the reports want memory."""
     began, started = time.perf_counter(), datetime.now(UTC).isoformat(timespec="seconds")
     watch.phase(f"Loading {spec.model.name}")
     handle = ModelHandle.load(spec.model.name, spec.model.options())
@@ -48,11 +57,7 @@ def run(spec: AuditSpec, folder: Path, *, watch: Watch | None = None, command: s
     ask_unchanged(session, trials)
     for trial in trials:
         trial.run()
-    audit = _audit(session, command, started, time.perf_counter() - began)
-    journal.finish(audit)
-    watch.phase("Writing the reports")
-    write_reports(audit, folder)
-    return audit
+    return _audit(session, command, started, time.perf_counter() - began)
 
 
 # The run folder --
