@@ -19,7 +19,7 @@ from torch.nn.functional import linear
 from transformers.pytorch_utils import Conv1D
 
 from editkit.handle import ModelHandle
-from editkit.matrices import Matrix, can_lay_out
+from editkit.matrices import Matrix, can_lay_out, content
 
 AUTO, FLOAT32, BFLOAT16 = "auto", "float32", "bfloat16"
 CHOICES = (AUTO, FLOAT32, BFLOAT16)
@@ -81,7 +81,7 @@ def exact(handle: ModelHandle) -> Products | None:
         return None
     if sum(parameter.nbytes for parameter in handle.model.parameters()) > LAID_BYTES:
         return None
-    return Products((layer, _Plain(_kept(layer), layer.bias)) for layer in _linear([handle.model]))
+    return Products((layer, _LaidOut(_kept(layer), layer.bias)) for layer in _linear([handle.model]))
 
 
 def give_up_layouts(handle: ModelHandle) -> None:
@@ -92,10 +92,7 @@ def give_up_layouts(handle: ModelHandle) -> None:
 
 def rounded(modules: Iterable[nn.Module]) -> Products:
     """The linear layers of some modules in bfloat16. A weight that wants a gradient is rounded at each product."""
-    return Products(
-        (layer, _Trained(layer) if layer.weight.requires_grad else _Plain(_matrix(layer, torch.bfloat16), layer.bias))
-        for layer in _linear(modules)
-    )
+    return Products((layer, _instead(layer)) for layer in _linear(modules))
 
 
 def products_of(handle: ModelHandle, choice: str, layers: Iterable[int] | None = None) -> Products | None:
@@ -115,25 +112,30 @@ def _linear(modules: Iterable[nn.Module]) -> Iterator[nn.Module]:
 
 
 def _weight(layer: nn.Module) -> Tensor:
-    """(out, in)"""
+    """(out, in), whatever way the layer stores it."""
     return layer.weight.T if type(layer) is Conv1D else layer.weight
 
 
-def _matrix(layer: nn.Module, dtype: torch.dtype) -> Matrix:
-    return Matrix(_weight(layer), dtype)
-
-
-_KEPT: WeakKeyDictionary[nn.Module, Matrix] = WeakKeyDictionary()
+_KEPT: WeakKeyDictionary[nn.Module, tuple[int, Matrix]] = WeakKeyDictionary()  # with the content it was laid out from
 
 
 def _kept(layer: nn.Module) -> Matrix:
-    kept = _KEPT.get(layer)
-    if kept is None or not kept.holds(_weight(layer)):
-        kept = _KEPT[layer] = _matrix(layer, layer.weight.dtype)
-    return kept
+    weight = _weight(layer)
+    now = content(weight)
+    before, matrix = _KEPT.get(layer, (None, None))
+    if matrix is None or before != now:
+        matrix = Matrix(weight, weight.dtype)
+        _KEPT[layer] = now, matrix
+    return matrix
 
 
-class _Plain:
+def _instead(layer: nn.Module) -> Callable[[Tensor], Tensor]:
+    if layer.weight.requires_grad:
+        return _Trained(layer)
+    return _LaidOut(Matrix(_weight(layer), torch.bfloat16), layer.bias)
+
+
+class _LaidOut:
     """A linear layer with a laid out weight."""
 
     def __init__(self, matrix: Matrix, bias: Tensor | None) -> None:

@@ -7,7 +7,6 @@ own draws of them, its own end.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -96,10 +95,13 @@ def find_targets(
     """
     rows = [rows_of_edit(handle, edit, before) for edit in edits]
     found: dict[int, Target] = {}
-    as_searched = attention(handle, "eager"), frozen(handle.model), using(exact(handle))
-    with ExitStack() as stack, torch.inference_mode(False), torch.enable_grad():
-        for state in as_searched:
-            stack.enter_context(state)
+    with (
+        attention(handle, "eager"),
+        frozen(handle.model),
+        using(exact(handle)),
+        torch.inference_mode(False),
+        torch.enable_grad(),
+    ):
         for part in _together([_width(own) for own in rows], max(1, ROWS // (len(before) + 1))):
             own = ([edits[edit] for edit in part], [rows[edit] for edit in part])
             targets = _Search(handle, layer, *own, search, seed).run(progress)

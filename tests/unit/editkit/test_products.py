@@ -17,7 +17,7 @@ from editkit.completions import encode_examples, read
 from editkit.edit import _search
 from editkit.edit._search import TargetSearch, find_targets
 from editkit.forward import unembed
-from editkit.matrices import Matrix
+from editkit.matrices import Matrix, content
 from editkit.patch import LowRankDelta, WeightPatch
 from editkit.products import BFLOAT16, FLOAT32, exact, products_of, resolved, rounded, using
 from editkit.scope import EVERYTHING
@@ -177,6 +177,23 @@ def test_a_weight_written_behind_torchs_back_is_laid_out_again():
     plain = logits(handle)
     with using(exact(handle)):
         assert torch.allclose(logits(handle), plain, rtol=1e-4, atol=1e-5)
+
+
+@given(
+    shape=st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+    place=st.integers(0, 80),
+    transposed=st.booleans(),
+    offset=st.integers(0, 3),
+)
+def test_content_tells_any_single_change_and_no_other(shape, dtype, place, transposed, offset):
+    numbers = shape[0] * shape[1]
+    whole = torch.zeros(numbers + offset, dtype=dtype)[offset:].view(shape)  # not always at a multiple of 8 bytes
+    weight = whole.T if transposed else whole
+    before = content(weight)
+    assert content(weight.clone()) == before
+    whole.view(-1)[place % numbers] = 2.0**-100
+    assert content(weight) != before
 
 
 def test_a_large_model_is_not_held_twice(handle, monkeypatch):
