@@ -21,6 +21,7 @@ from editkit.matrices import Matrix, content
 from editkit.patch import LowRankDelta, WeightPatch
 from editkit.products import BFLOAT16, FLOAT32, exact, products_of, resolved, rounded, using
 from editkit.scope import EVERYTHING
+from editkit.scoring import Ask, tell_in_parts
 from editkit.training import Objective, Schedule, Term, descend
 from editkit.unlearn._losses import nll
 
@@ -199,6 +200,28 @@ def test_content_tells_any_single_change_and_no_other(shape, dtype, place, trans
 def test_a_large_model_is_not_held_twice(handle, monkeypatch):
     monkeypatch.setattr(products, "LAID_BYTES", 1)
     assert exact(handle) is None
+
+
+def test_questions_are_asked_of_laid_out_weights_and_nothing_is_left_on_between_parts(handle, monkeypatch):
+    used = []
+    real = Matrix.forth
+    monkeypatch.setattr(Matrix, "forth", lambda self, x: used.append(self) or real(self, x))
+    before = hidden(handle)
+    for _ in tell_in_parts(handle, [Ask(f"The capital of {name} is") for name in ("Peru", "Chad")], rows=1):
+        asked = len(used)
+        assert asked > 0
+        assert torch.equal(hidden(handle), before)
+        assert len(used) == asked
+
+
+def test_training_gives_up_the_layouts(handle):
+    with using(exact(handle)):
+        logits(handle)
+    kept = [module for module in handle.model.modules() if module in products._KEPT]
+    assert kept
+    term = Term("retain", encode_examples(handle, RETAIN), lambda batch: nll(read(handle, batch).total))
+    descend(handle, Objective((term,), stopping=NEVER), Schedule(1e-3, 1), EVERYTHING, seed=0)
+    assert not any(module in products._KEPT for module in kept)
 
 
 @given(

@@ -95,6 +95,7 @@ ATTRIBUTES = set(
         "dir",
         "rowspan",
         "data-choices",
+        "data-column",
     ]
 )
 SVG_ATTRIBUTES = set(
@@ -179,6 +180,13 @@ def realistic() -> str:
 @pytest.fixture(params=["hostile", "realistic"])
 def source(request: pytest.FixtureRequest) -> str:
     return request.getfixturevalue(request.param)
+
+
+def test_each_ruling_names_its_columns_for_screens_too_narrow_for_a_heading(realistic):
+    named = [attributes["data-column"] for tag, attributes in Page(realistic).elements if "data-column" in attributes]
+    rulings = len(audits.realistic().claims)
+    assert named == ["Claim", "Demand", "Measured after the change"] * rulings
+    assert "attr(data-column)" in realistic
 
 
 def test_only_known_elements_and_attributes(source: str) -> None:
