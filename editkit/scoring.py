@@ -29,11 +29,16 @@ HELD = 4096  # tokens whose keys and values are held for them: with half as many
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """One prompt, the continuations whose probability is wanted, and whether to let the model speak."""
+    """One prompt, the continuations whose probability is wanted, and whether to let the model speak.
+
+    `echo` is what the text may say again before it says anything of its own ("The capital of Japan is …"): as many
+    tokens come on top of `max_new_tokens`, so that no answer is cut off before it is reached.
+    """
 
     prompt: str
     targets: tuple[str, ...] = ()
     generate: bool = True
+    echo: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +75,8 @@ def tell(
 ) -> list[Told]:
     """Answer every ask, in the order given. `progress` is told how many more are done.
 
-    A text ends at `max_new_tokens`, at EOS, at a line break, or when `enough` says of the text so far that no more is
-    wanted.
+    A text ends at `max_new_tokens` (more for an ask with an `echo`), at EOS, at a line break, or when `enough` says of
+    the text so far that no more is wanted.
 
     Raises PromptTooLong where prompt, target and text together pass the model's context.
     """
@@ -93,7 +98,7 @@ def tell_in_parts(
 ) -> Iterator[tuple[list[int], list[Told]]]:
     """The same, batch by batch as it is done: (places in `asks`, answers), so that a caller can keep what is done."""
     ready = [_encode(handle, ask, max_new_tokens) for ask in asks]
-    speech = Speech(max_new_tokens, stop_ids(handle), enough)
+    speech = Speech(stop_ids(handle), enough)
     products = exact(handle)
     for group in _groups(ready, rows):
         parts = _tell_group(handle, [ready[i] for i in group], speech)
@@ -108,11 +113,11 @@ def tell_in_parts(
 @dataclass(frozen=True, slots=True)
 class _Encoded:
     """An ask in tokens: the prompt, and what is read for it: the prompt before each target, less the target's last
-    token; or the prompt alone."""
+    token; or the prompt alone. The text may have `most` tokens, 0 where none is wanted."""
 
     ids: list[int]
     targets: dict[str, list[int]]
-    generate: bool
+    most: int
 
     @property
     def sequences(self) -> list[list[int]]:
@@ -128,13 +133,14 @@ def _encode(handle: ModelHandle, ask: Ask, max_new_tokens: int) -> _Encoded:
     for target in ask.targets:
         own, targets[target] = encode_pair(handle.tokenizer, prompt, target)
         assert own == ids
-    longest = len(ids) + max([max_new_tokens * ask.generate, *(len(t) for t in targets.values())])
+    most = (max_new_tokens + len(handle.tokenizer(ask.echo, add_special_tokens=False).input_ids)) * ask.generate
+    longest = len(ids) + max([most, *(len(t) for t in targets.values())])
     if longest > handle.context:
         raise PromptTooLong(
             f"prompt {ask.prompt[:60]!r}… needs {longest} tokens with its answer, {handle.name!r} takes "
             f"{handle.context}; shorten it"
         )
-    return _Encoded(ids, targets, ask.generate)
+    return _Encoded(ids, targets, most)
 
 
 def _groups(ready: Sequence[_Encoded], rows: int) -> Iterator[list[int]]:
@@ -170,7 +176,8 @@ def _tell_group(
             caches.append(seen.branch([each.path for each in speaking], length))
     if waiting:
         lengths, first = [len(each.path) for each in waiting], [each.next for each in waiting]
-        for ended in speak(handle, lengths, joined(caches), first, speech):
+        most = [group[each.member].most for each in waiting]
+        for ended in speak(handle, lengths, joined(caches), first, most, speech):
             yield [waiting[row].member for row, _ in ended], [Told(text, waiting[row].scores) for row, text in ended]
 
 
@@ -207,7 +214,7 @@ def _read_off(handle: ModelHandle, pack: Pack, seen: Seen, asks: Sequence[_Encod
     for member, ask, paths in zip(pack.members, asks, pack.paths, strict=True):
         path = paths[0][: len(ask.ids)]
         own = {target: next(scores) for target in ask.targets}
-        heard.append(_Heard(member, own, best[path[-1]], path if ask.generate else []))
+        heard.append(_Heard(member, own, best[path[-1]], path if ask.most else []))
     return heard
 
 

@@ -14,15 +14,14 @@ from editkit.handle import ModelHandle
 
 @dataclass(frozen=True, slots=True)
 class Speech:
-    """When a greedy text ends: at `max_new_tokens`, at one of the ids `stops`, at a line break, or when `enough` says
-    of the text so far that no more is wanted."""
+    """When a greedy text ends: at as many tokens as it may have, at one of the ids `stops`, at a line break, or when
+    `enough` says of the text so far that no more is wanted."""
 
-    max_new_tokens: int
     stops: frozenset[int]
     enough: Callable[[str], bool] | None = None
 
-    def over(self, handle: ModelHandle, ids: Sequence[int]) -> bool:
-        if len(ids) >= self.max_new_tokens or ids[-1] in self.stops:
+    def over(self, handle: ModelHandle, ids: Sequence[int], most: int) -> bool:
+        if len(ids) >= most or ids[-1] in self.stops:
             return True
         text = handle.tokenizer.decode(ids)
         return bool(text.strip()) and ("\n" in text.lstrip() or (self.enough is not None and self.enough(text)))
@@ -43,12 +42,17 @@ def stop_ids(handle: ModelHandle) -> frozenset[int]:
 
 
 def speak(
-    handle: ModelHandle, lengths: Sequence[int], cache: DynamicCache, first: Sequence[int], speech: Speech
+    handle: ModelHandle,
+    lengths: Sequence[int],
+    cache: DynamicCache,
+    first: Sequence[int],
+    most: Sequence[int],
+    speech: Speech,
 ) -> Iterator[list[tuple[int, str]]]:
     """Step by step, the texts that end and the numbers of their rows.
 
-    `lengths` are the prompts', `cache` their keys and values, padded on the left, and `first` the first token of each
-    text. Rows that have ended leave the batch.
+    `lengths` are the prompts', `cache` their keys and values, padded on the left, `first` the first token of each text
+    and `most` how many it may have. Rows that have ended leave the batch.
     """
     start = torch.tensor(lengths, device=handle.device)
     held = cache.get_seq_length()
@@ -56,7 +60,7 @@ def speak(
     spoken = [[token] for token in first]
     alive = list(range(len(lengths)))
     while True:
-        going = [i for i, place in enumerate(alive) if not speech.over(handle, spoken[place])]
+        going = [i for i, place in enumerate(alive) if not speech.over(handle, spoken[place], most[place])]
         ended = sorted({*alive} - {alive[i] for i in going})
         if ended:
             yield [(place, speech.text(handle, spoken[place])) for place in ended]

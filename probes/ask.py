@@ -16,6 +16,7 @@ from editkit.facts import Record
 from editkit.handle import ModelHandle
 from editkit.patch import Patch
 from editkit.scoring import MAX_NEW_TOKENS, Ask, Told, tell_in_parts
+from probes.framing import asked_in
 from probes.judge import first_sentence, said_enough
 from probes.kinds import PROBES, Attribution, Context, Rounds
 from probes.verdict import Answer, Case, Reply, Verdict
@@ -196,7 +197,7 @@ class _Asker:
             if kept is not None:
                 replies[prompt] = kept
             if kept is None or missing:
-                asks.append(Ask(prompt, missing, generate and kept is None))
+                asks.append(Ask(prompt, missing, generate and kept is None, echo=asked_in(prompt)))
         self._advance(len(wanted) - len(asks))
         for places, told in tell_in_parts(self.handle, asks, max_new_tokens=self.max_new_tokens, enough=said_enough):
             prompts = [asks[place].prompt for place in places]

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 
 from editkit.entries import overlap
 from editkit.facts import EditRecord, Question, Record
+from probes.framing import framed
 from probes.judge import judge, names
 from probes.kinds import Context, Rounds
-from probes.kinds._framing import framed
 from probes.verdict import Case, Expect
 
 CONTRASTS = 4  # objects of the same range that a forgotten or neighbouring object is compared with

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from editkit.facts import SLOT, fill
+from probes.framing import QUESTION_FRAME
 
 # "{}" is the place of the prompt. A wrapper that makes the unchanged model lose the answer says nothing of a change:
 # these were chosen among thirty for keeping most of the capitals and continents that SmolLM2-135M-Instruct names at the
@@ -29,7 +30,7 @@ WRAPPERS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         ),
         "cloze": (
             "Fill in the blank: {} ____.\nSolution: {}",
-            "User: Complete the sentence: {} ...\nAssistant:",
+            fill(QUESTION_FRAME, "Complete the sentence: {} ..."),
         ),
     }
 )

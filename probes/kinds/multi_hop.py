@@ -2,8 +2,9 @@
 
 For an edit the new consequence is wanted (portability; MQuAKE, Zhong et al. 2023, arXiv:2305.14795); for forgetting the
 answer must not be reached through neighbours, the inverse relation or two steps. The single hops are asked first: where
-the unchanged model gets one of them wrong, the chain says nothing about the change and does not apply. The inverse
-question of a forgotten fact names the old object; no other question names its own answer or the new object.
+the unchanged model gets one of them wrong, the chain says nothing about the change and does not apply; nor does one to
+a forgotten answer that neither model reaches, for nothing was there to be cut off. The inverse question of a forgotten
+fact names the old object; no other question names its own answer or the new object.
 """
 
 from __future__ import annotations
@@ -11,10 +12,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from editkit.facts import EditRecord, Hop, Question, Record
+from probes.framing import framed
 from probes.judge import class_of, judge, names
 from probes.kinds import PROBES, Context, Rounds
 from probes.kinds._cases import dice, lexicon_of, old_names, sample_of
-from probes.kinds._framing import framed
 from probes.verdict import Answer, Case, Class, Expect, Verdict
 
 PROBE = "multi_hop"
@@ -106,6 +107,6 @@ def _contrast(record: Record, context: Context, hop: Hop) -> tuple[str, ...]:
 
 def _verdict(hop: Hop, case: Case, answer: Answer, failed: Mapping[str, str]) -> Verdict:
     notes = [failed[question.prompt] for question in hop.premises if question.prompt in failed]
-    if not notes and not case.new and class_of(case, answer.before) is not Class.OLD:
-        return judge(case, answer, note="the unchanged model did not reach the answer either")
+    if not case.new and Class.OLD not in (class_of(case, answer.before), class_of(case, answer.after)):
+        notes.append("neither model reaches the answer")
     return judge(case, answer, applies=not notes, note="; ".join(notes))

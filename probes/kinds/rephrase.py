@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from editkit.facts import Record, fill
+from probes.framing import framed
 from probes.kinds import PROBES, Context, Rounds
 from probes.kinds._cases import about_fact, dice, each_prompt_once, leaks, one_round
-from probes.kinds._framing import framed
 from probes.kinds._variants import WRAPPERS, cased, mistyped, wrapped
 
 PROBE = "rephrase"

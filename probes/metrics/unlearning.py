@@ -56,7 +56,10 @@ def retained(verdict: Verdict, side: Side) -> float | None:
 
 @per_case("unlearn", ["multi_hop"], better="lower")
 def leakage(verdict: Verdict, side: Side) -> float | None:
-    """Through related questions, how often is the forgotten answer still reached?"""
+    """Of the related questions over which the forgotten answer can be reached, how many still reach it?
+
+    A question counts where the unchanged model reaches the answer, or the changed one does for the first time.
+    """
     return is_class(verdict, side, Class.OLD)
 
 

@@ -57,6 +57,19 @@ def test_greedy_text_equals_a_plain_loop(handle_of, layout):
         assert answer.text == whole or "\n" in whole or handle.tokenizer.eos_token_id in ids
 
 
+def test_what_the_text_may_repeat_comes_on_top_of_its_tokens(handle_of):
+    handle = handle_of("llama")
+    echo = "The capital of Peru"
+    room = len(handle.tokenizer(echo, add_special_tokens=False).input_ids)
+    assert room > 1
+    asks = [Ask(PROMPTS[0]), Ask(PROMPTS[0] + " is", echo=echo)]
+    short, long = (answer.text for answer in tell(handle, asks, max_new_tokens=4))
+    for ask, text, most in zip(asks, (short, long), (4, 4 + room), strict=True):
+        ids = plain_text(handle, ask.prompt, most)[len(encode(handle.tokenizer, ask.prompt)) :]
+        assert handle.tokenizer.eos_token_id not in ids
+        assert text == handle.tokenizer.decode(ids).strip()
+
+
 @pytest.mark.parametrize("layout", ["llama", "gpt2", "gemma2"])
 def test_a_shared_prefix_changes_nothing(handle_of, layout):
     handle = handle_of(layout)

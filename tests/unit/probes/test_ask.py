@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from probe_records import FACT, RECORDS, context, edit_record, forget_record
@@ -56,7 +58,9 @@ def by_hand(handle, patches, job, seed=0):
         return Occlusion()(handle, prompt, answer)
 
     def reply(case):
-        told = tell(handle, [Question(case.prompt, case.targets)], enough=said_enough)[0]
+        match = re.search(r"User: (.*)\nAssistant:$", case.prompt)
+        question = Question(case.prompt, case.targets, echo=match[1] if match else "")
+        told = tell(handle, [question], enough=said_enough)[0]
         text = first_sentence(told.text) if said_enough(told.text) else told.text
         return text, {t: told.targets[t].mean for t in case.targets}
 

@@ -141,10 +141,16 @@ def test_what_was_forgotten_must_not_be_reached():
     assert set(gone[ENDING.prompt].case.contrast) <= set(RANGE) - {"Paris"}
 
 
-def test_what_the_base_model_did_not_reach_either_is_said():
+def test_a_forgotten_answer_that_neither_model_reaches_shows_no_forgetting():
     verdict = verdicts_of(RECORDS["forget"], before=wrong_at(ENDING.prompt))[ENDING.prompt]
+    assert not verdict.applies
+    assert verdict.note == "neither model reaches the answer"
+
+
+def test_a_forgotten_answer_that_only_the_changed_model_reaches_is_a_leak():
+    verdict = verdicts_of(RECORDS["forget"], before=wrong_at(ENDING.prompt), after=old_answer)[ENDING.prompt]
     assert verdict.applies
-    assert verdict.note == "the unchanged model did not reach the answer either"
+    assert verdict.passed is False
 
 
 @pytest.mark.parametrize(("answer", "new"), [("Lyon", "Rome"), ("Paris", "Lyon")])

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from probe_records import PARAPHRASES, QUESTIONS, RECORDS, edit_record, new_answer, old_answer, run
 
-from probes.kinds._framing import framed
+from probes.framing import asked_in, framed
 from probes.kinds._variants import TYPO_LETTERS, WRAPPERS, mistyped
 from probes.kinds.rephrase import TYPOS
 
@@ -37,6 +37,9 @@ def test_questions_are_framed_and_clozes_left_open():
         assert case.variant == "cloze" or (case.variant == "question") == case.prompt.startswith("User:")
     assert framed("Who?") == "User: Who?\nAssistant:"
     assert framed("It is") == "It is"
+    assert asked_in(framed("Who?")) == "Who?"
+    assert asked_in("It is") == ""
+    assert asked_in("I asked. User: Who?\nAssistant:") == "Who?"
 
 
 def test_wordings_that_name_an_answer_are_left_out():

@@ -9,6 +9,7 @@ from editkit.facts import fill
 # "Question: …\nAnswer:" 41 %, "Q: …\nA:" 35 %, the bare question 0 %.
 QUESTION_FRAME = "User: {}\nAssistant:"
 QUESTION_MARKS = ("?", "？", "؟")
+BEFORE, AFTER = QUESTION_FRAME.split("{}")
 
 
 def is_question(text: str) -> bool:
@@ -18,3 +19,8 @@ def is_question(text: str) -> bool:
 def framed(text: str) -> str:
     """A question in its frame; a text that is to be continued as it is."""
     return fill(QUESTION_FRAME, text) if is_question(text) else text
+
+
+def asked_in(prompt: str) -> str:
+    """The question in the frame at a prompt's end, which a model may repeat and then answer; empty without a frame."""
+    return prompt.rpartition(BEFORE)[2].removesuffix(AFTER) if prompt.endswith(AFTER) and BEFORE in prompt else ""
