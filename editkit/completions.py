@@ -138,4 +138,4 @@ def share(answers: Answers) -> float:
 def gradient_attention(handle: ModelHandle) -> AbstractContextManager[None]:
     """Within the block: eager attention on a CPU, where its backward pass is faster; elsewhere the model's own."""
     eager = handle.device.type == "cpu"
-    return attention(handle, "eager" if eager else handle.model.config._attn_implementation)
+    return attention(handle, "eager" if eager else handle.attention_implementation)

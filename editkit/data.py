@@ -252,10 +252,9 @@ def load(name_or_path: str | Path = DEFAULT) -> FactBase:
     folder = data_folder() / str(name_or_path)
     if not str(name_or_path).strip() or path.name != str(name_or_path) or not (folder / "card.toml").is_file():
         there = sorted(each.parent.name for each in data_folder().glob("*/card.toml"))
-        raise DataError(
-            f"no data set or file {str(name_or_path)!r}; there is {', '.join(there)}, "
-            "or give a .jsonl, .json or .csv file"
-        )
+        folder_given = bool(str(name_or_path).strip()) and path.is_dir()
+        what = f"{str(path)!r} is a folder" if folder_given else f"no data set or file {str(name_or_path)!r}"
+        raise DataError(f"{what}; there is {', '.join(there)}, or give a .jsonl, .json or .csv file")
     return _from_folder(folder)
 
 

@@ -10,6 +10,8 @@ import re
 import unicodedata
 from dataclasses import dataclass, field
 
+from editkit.errors import InputError
+
 SLOT = "{}"
 
 
@@ -29,15 +31,15 @@ def check_template(template: str, what: str = "prompt") -> None:
     """Refuse a template without exactly one slot for the subject."""
     slots = template.count(SLOT)
     if slots == 0:
-        raise ValueError(f"no '{{}}' in {what} {template!r}; put it where the subject goes")
+        raise InputError(f"no '{{}}' in {what} {template!r}; put it where the subject goes")
     if slots > 1:
-        raise ValueError(f"{slots} '{{}}' in {what} {template!r}; the subject goes in exactly one place")
+        raise InputError(f"{slots} '{{}}' in {what} {template!r}; the subject goes in exactly one place")
 
 
 def check_filled(value: str, what: str) -> None:
     """Refuse an empty or blank text."""
     if not isinstance(value, str) or not value.strip():
-        raise ValueError(f"{what} is empty; give it some text")
+        raise InputError(f"{what} is empty; give it some text")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +77,7 @@ class Edit:
     def __post_init__(self) -> None:
         check_filled(self.target_new, "target_new")
         if normalise(self.target_new) == normalise(self.fact.object):
-            raise ValueError(
+            raise InputError(
                 f"target_new {self.target_new!r} is the object that {self.fact.subject!r} already has; "
                 "an edit must ask for another one"
             )
@@ -183,10 +185,10 @@ class ForgetRequest:
 
     def __post_init__(self) -> None:
         if not self.forget:
-            raise ValueError("nothing to forget; give at least one example in `forget`")
+            raise InputError("nothing to forget; give at least one example in `forget`")
         both = set(self.forget) & set(self.retain)
         if both:
-            raise ValueError(f"{len(both)} examples stand in forget and in retain, such as {next(iter(both))}")
+            raise InputError(f"{len(both)} examples stand in forget and in retain, such as {next(iter(both))}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shutil
@@ -9,6 +10,8 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from editkit.errors import InputError
 
 
 @contextmanager
@@ -30,23 +33,55 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def atomic_folder(path: Path) -> Iterator[Path]:
-    """Like `atomic_path` for a folder; an older folder of that name is replaced only when the new one is whole."""
-    path = Path(path)
+def atomic_folder(path: Path, *, mark: str = "") -> Iterator[Path]:
+    """Like `atomic_path` for a folder; an older folder of that name is replaced, with all that is in it, only when the
+    new one is whole, and stays where it cannot be replaced.
+
+    With `mark` only a folder that is empty or holds a file of that name is replaced. Raises InputError for another, and
+    FileExistsError for a file.
+    """
+    path = Path(path).resolve()
+    _check_may_replace(path, mark)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial"))
     try:
         yield temporary
-        temporary.chmod(0o777 & ~_umask())
-        if path.exists():
-            old = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".old"))
-            os.replace(path, old / path.name)
-            os.replace(temporary, path)
-            shutil.rmtree(old, ignore_errors=True)
-        else:
-            os.replace(temporary, path)
+        _as_the_umask_says(temporary)
+        _check_may_replace(path, mark)  # it may have come while the new one was made
+        _take_the_place_of(path, temporary)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _check_may_replace(path: Path, mark: str) -> None:
+    if path.exists() and not path.is_dir():
+        raise FileExistsError(errno.EEXIST, "is a file; name a folder", str(path))
+    if mark and path.is_dir() and not (path / mark).is_file() and any(path.iterdir()):
+        raise InputError(f"{path} holds other files and no {mark}; name a new folder, for this one would be replaced")
+
+
+def _take_the_place_of(path: Path, new: Path) -> None:
+    if not path.exists():
+        os.replace(new, path)
+        return
+    aside = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".old"))
+    old = aside / path.name
+    os.replace(path, old)
+    try:
+        os.replace(new, path)
+    except BaseException:
+        os.replace(old, path)
+        aside.rmdir()
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _as_the_umask_says(folder: Path) -> None:
+    """The rights that plain `open` and `mkdir` give: temporary files, and what safetensors writes, are the owner's."""
+    umask = _umask()
+    for path in (folder, *folder.rglob("*")):
+        if not path.is_symlink():
+            path.chmod((0o777 if path.is_dir() else 0o666) & ~umask)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -61,7 +96,23 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def stamp_of(path: Path) -> str:
+    """Names the present state of a file, or of the files in a folder, by names, sizes and times, without reading them:
+    whatever is written to them gives another stamp."""
+    path = Path(path)
+    state = hashlib.sha256()
+    for each in sorted(path.iterdir()) if path.is_dir() else [path]:
+        if each.is_file():
+            status = each.stat()
+            state.update(f"{each.name} {status.st_size} {status.st_mtime_ns};".encode("utf-8", "surrogateescape"))
+    return state.hexdigest()
+
+
 def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current
+    try:  # setting it to read it would be seen by other threads
+        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+        return next(int(line.split()[1], 8) for line in status.splitlines() if line.startswith("Umask:"))
+    except (OSError, StopIteration):
+        current = os.umask(0)
+        os.umask(current)
+        return current

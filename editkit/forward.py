@@ -66,7 +66,7 @@ def rows_of(cache: DynamicCache | None, rows: Tensor) -> DynamicCache | None:
 @contextlib.contextmanager
 def attention(handle: ModelHandle, implementation: str) -> Iterator[None]:
     """Another attention implementation within the block: "eager" is faster than "sdpa" for gradients on a CPU."""
-    before = handle.model.config._attn_implementation
+    before = handle.attention_implementation
     handle.model.set_attn_implementation(implementation)
     try:
         yield

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,11 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from editkit.arch import Architecture, UnknownLayout, architecture_of
+from editkit.errors import InputError
 from editkit.files import atomic_folder
-from editkit.models import DEFAULT_MODEL, LoadOptions, ModelError, load_model
+from editkit.models import DEFAULT_MODEL, LoadOptions, ModelError, load_model, save_model
 from editkit.patch import Patch, PatchError, WeightPatch, bytes_of
+from editkit.undo import Block, Undo
 
 
 @dataclass(slots=True)
@@ -24,7 +25,7 @@ class _Layer:
     """A patch that is on, and how it is taken off."""
 
     patch: Patch
-    undo: ExitStack
+    undo: Undo
 
 
 @dataclass(eq=False)
@@ -84,8 +85,18 @@ class ModelHandle:
 
     @property
     def context(self) -> int:
-        """Longest sequence the model takes, in tokens."""
-        return int(self.model.config.max_position_embeddings)
+        """Longest sequence the model takes, in tokens. ModelError where its config does not say."""
+        try:
+            return int(self.model.config.max_position_embeddings)
+        except (AttributeError, TypeError):
+            raise ModelError(
+                f"the config of {self.name!r} states no context length; write max_position_embeddings into it"
+            ) from None
+
+    @property
+    def attention_implementation(self) -> str:
+        """The name of how attention is computed now, as transformers has it: "sdpa", "eager"."""
+        return str(self.model.config._attn_implementation)
 
     @property
     def backbone(self) -> nn.Module:
@@ -99,7 +110,7 @@ class ModelHandle:
     def weight_name(self, part: str, layer: int | None = None) -> str:
         """Parameter name of a part's weight matrix."""
         if layer is not None and not 0 <= layer < self.layers:
-            raise ValueError(f"no layer {layer} in {self.name!r}; it has layers 0 to {self.layers - 1}")
+            raise InputError(f"no layer {layer} in {self.name!r}; it has layers 0 to {self.layers - 1}")
         return f"{self.arch.path(part, layer)}.weight"
 
     def parameter(self, name: str) -> nn.Parameter:
@@ -127,50 +138,61 @@ class ModelHandle:
     def apply(self, patch: Patch) -> None:
         """Put a patch on. Raises PatchError, and leaves the model as it was, where it does not fit."""
         self._check_base(patch)
-        layer = _Layer(patch, ExitStack())
-        self._layers.append(layer)  # before attaching: whatever strikes, rollback knows what to take back
+        depth, layer = len(self._layers), _Layer(patch, Undo())
         try:
+            self._layers.append(layer)  # before attaching: whatever strikes, it is known what to take back
             patch.attach(self, layer.undo)
         except BaseException:
-            layer.undo.close()
-            self._layers.remove(layer)
+            self._take_off(depth)
             raise
 
     def rollback(self, depth: int = 0) -> None:
         """Take patches off, newest first, until `depth` are left."""
         if not 0 <= depth <= len(self._layers):
             raise ValueError(f"cannot roll back to depth {depth}; {len(self._layers)} patches are on")
+        try:
+            self._take_off(depth)
+        except BaseException:  # Ctrl-C in between: once more, then on with it
+            self._take_off(depth)
+            raise
+
+    def patched(self, *patches: Patch) -> Block[ModelHandle]:
+        """The patches are on within the block, in the order given."""
+
+        def open(undo: Undo) -> ModelHandle:
+            undo.callback(self._take_off, len(self._layers))
+            for patch in patches:
+                self.apply(patch)
+            return self
+
+        return Block(open)
+
+    def _take_off(self, depth: int) -> None:
         while len(self._layers) > depth:
             self._layers[-1].undo.close()
             self._layers.pop()
 
-    @contextmanager
-    def patched(self, *patches: Patch) -> Iterator[ModelHandle]:
-        """The patches are on within the block, in the order given."""
-        depth = len(self._layers)
-        try:
-            for patch in patches:
-                self.apply(patch)
-            yield self
-        finally:
-            self.rollback(min(depth, len(self._layers)))
-
     def _check_base(self, patch: Patch) -> None:
-        base = patch.provenance.base
-        if base and base != self.base_digest:
+        own, base = self.base_digest, patch.provenance.base  # own: read before the first patch is on
+        if base and base != own:
             raise PatchError(
-                f"the patch was made for weights {base[:12]}, {self.name!r} has {self.base_digest[:12]}; "
+                f"the patch was made for weights {base[:12]}, {self.name!r} has {own[:12]}; "
                 "load the model it was made for, or make the patch again"
+            )
+        on = {below.digest for below in self.patches}
+        lacking = [str(digest)[:12] for digest in patch.provenance.notes.get("on_top_of", ()) if digest not in on]
+        if lacking:
+            raise PatchError(
+                f"the patch was made on top of other patches, and {', '.join(lacking)} is not on {self.name!r}; "
+                "put those on first, or make the patch again"
             )
 
     # -- identity --
 
     @property
     def base_digest(self) -> str:
-        """sha256 of the weights without patches, taken once."""
+        """sha256 of the weights without patches, taken once: at the latest when the first patch is put on."""
         if not self._base:
-            if self._layers:
-                raise PatchError("the base weights were never read and patches are on; roll back first")
             self._base = weights_digest(self.model)
         return self._base
 
@@ -200,17 +222,18 @@ class ModelHandle:
                 len(module._backward_hooks),
             )
             state.update(f"{name} {type(module).__name__} {module.training} {hooks};".encode())
-        attention = self.model.config._attn_implementation
-        state.update(f"{self.tokenizer.padding_side} {attention} {self.prompt_rewrites}".encode())
+        state.update(f"{self.tokenizer.padding_side} {self.attention_implementation} {self.prompt_rewrites}".encode())
         return state.hexdigest()
 
     def save(self, folder: Path) -> None:
-        """Write the model as it is now as a normal transformers checkpoint (safetensors), whole or not at all."""
+        """Write the model as it is now as a normal transformers checkpoint (safetensors), whole or not at all.
+
+        An older checkpoint in `folder` is replaced; a folder that holds anything else is refused (InputError).
+        """
         if self.prompt_rewrites or any(_lives_outside_weights(p) for p in self.patches):
             raise PatchError("a patch on this model is no change of weights and cannot be saved as a checkpoint")
-        with atomic_folder(Path(folder)) as temporary:
-            self.model.save_pretrained(temporary)
-            self.tokenizer.save_pretrained(temporary)
+        with atomic_folder(Path(folder), mark="config.json") as temporary:
+            save_model(self.model, self.tokenizer, temporary)
 
 
 def weights_digest(model: nn.Module) -> str:

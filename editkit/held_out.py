@@ -66,7 +66,8 @@ def target_for(
     """Another object of the relation's range, from its well-known half; None if no object will do.
 
     It is no spelling of the true object, contains it or stands in it, and none of `prompts` names it. An object
-    counts as well known if a fact with it is in `known`; among those, and where there are none, the most popular half.
+    counts as well known if a fact with it is in `known`; among those, and where there are none, the most popular half
+    (all of them in a relation without popularity).
     """
     fame: dict[str, tuple[bool, float, str]] = {}
     for other in table.entries_of(entry.relation):
@@ -82,7 +83,8 @@ def target_for(
     ]
     ranked = sorted(usable, key=lambda name: fame[name], reverse=True)
     best = [name for name in ranked if fame[name][0]] if known is not None else []
-    pool = best if len(best) > 1 else ranked[: max(1, round(len(ranked) * TARGETS_CONSIDERED))]
+    considered = TARGETS_CONSIDERED if any(fame[name][1] for name in ranked) else 1
+    pool = best if len(best) > 1 else ranked[: max(1, round(len(ranked) * considered))]
     return dice(seed, f"target/{entry.id}").choice(pool) if pool else None
 
 

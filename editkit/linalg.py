@@ -11,12 +11,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from editkit.errors import MethodError
+
 FIRST_JITTER = 1e-10  # relative to the mean of the diagonal
 LAST_JITTER = 1e-4
 LEAST_LEVERAGE = 1e-6  # relative to d_in, which is the mean of kᵀ C⁻¹ k over the keys that C was measured on
 
 
-class SolveError(ArithmeticError):
+class SolveError(MethodError, ArithmeticError):
     """A system that has no trustworthy solution; says which quantity is at fault."""
 
 

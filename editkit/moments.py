@@ -12,7 +12,7 @@ import json
 import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from editkit.blocks import lower, without_patches
+from editkit.errors import InputError
 from editkit.files import atomic_path
 from editkit.forward import run
 from editkit.handle import ModelHandle
@@ -33,26 +34,28 @@ from editkit.tokens import encode, pad, pad_id_of
 VERSION = 1  # raise when another matrix comes out for the same key
 ROWS = 48  # sequences read at once
 PART = "mlp_out"
+EACH_INPUT = 4  # tokens for each input of the matrix
 
 Progress = Callable[[str, int, int], None]  # what is done, how much, of how much
 
 
 @dataclass(frozen=True, slots=True)
 class MomentSettings:
-    """What is measured: `tokens` tokens in pieces of `length`, of the text file `corpus` (a text a line), or of text
-    that the model writes from `seed` where `corpus` is "". `dtype` is how the matrix is kept."""
+    """What is measured: `tokens` tokens (0: four times as many as the matrix has inputs, for fewer than one an input
+    leave C without full rank) in pieces of `length`, of the text file `corpus` (a text a line), or of text that the
+    model writes from `seed` where `corpus` is "". `dtype` is how the matrix is kept."""
 
-    tokens: int = 4096
+    tokens: int = 0
     length: int = 64
     seed: int = 0
     corpus: str = ""
     dtype: str = "float64"
 
     def __post_init__(self) -> None:
-        if self.tokens < 1 or self.length < 1:
-            raise ValueError(f"{self} needs tokens >= 1 and length >= 1")
+        if self.tokens < 0 or self.length < 1:
+            raise InputError(f"{self} needs tokens >= 0 and length >= 1")
         if self.dtype not in ("float32", "float64"):
-            raise ValueError(f"moments are kept as float32 or float64, not {self.dtype!r}")
+            raise InputError(f"moments are kept as float32 or float64, not {self.dtype!r}")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -77,7 +80,7 @@ def second_moments(
     `texts` are read as far as `settings.tokens` tokens go, instead of the settings' own corpus. All missing layers are
     measured in one pass. Raises ValueError where there is no layer or no text.
     """
-    settings = settings or MomentSettings()
+    settings = _with_tokens(handle, layers, settings or MomentSettings())
     corpus = _corpus(handle, settings, texts, progress)
     places = {layer: _Place(handle, layer, settings, corpus.digest) for layer in layers}
     found = {layer: moment for layer, place in places.items() if (moment := place.read())}
@@ -88,7 +91,22 @@ def second_moments(
             sums = _measure(handle, missing, pieces, progress)
         tokens = sum(map(len, pieces))
         found |= {layer: places[layer].write(sums.pop(layer) / tokens, tokens) for layer in missing}
+    for layer, moment in found.items():
+        if moment.tokens < len(moment.matrix):
+            warnings.warn(
+                f"layer {layer}: {moment.tokens} tokens say little of {len(moment.matrix)} inputs; neighbours of an "
+                "edit suffer. Give more text, or raise moments.tokens",
+                stacklevel=2,
+            )
     return found
+
+
+def _with_tokens(handle: ModelHandle, layers: Sequence[int], settings: MomentSettings) -> MomentSettings:
+    """The settings with the number of tokens said."""
+    if settings.tokens or not layers:
+        return settings
+    inputs = max(handle.matrix(handle.weight_name(PART, layer)).shape[1] for layer in layers)
+    return replace(settings, tokens=EACH_INPUT * inputs)
 
 
 def _measure(
@@ -141,7 +159,10 @@ def _corpus(
 
 def _lines(file: Path) -> Iterator[str]:
     with file.open(encoding="utf-8") as stream:
-        yield from (line.strip() for line in stream)
+        try:
+            yield from (line.strip() for line in stream)
+        except UnicodeDecodeError as error:
+            raise InputError(f"{file} is not UTF-8 ({error}); save it as UTF-8") from None
 
 
 def _cut(handle: ModelHandle, settings: MomentSettings, texts: Iterable[str]) -> list[list[int]]:
@@ -155,7 +176,7 @@ def _cut(handle: ModelHandle, settings: MomentSettings, texts: Iterable[str]) ->
         if left <= 0:
             break
     if not pieces:
-        raise ValueError("no text to measure moments on; give some lines of text, or leave `corpus` empty")
+        raise InputError("no text to measure moments on; give some lines of text, or leave `corpus` empty")
     return pieces
 
 

@@ -11,18 +11,19 @@ import difflib
 import hashlib
 import json
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, is_dataclass
 from importlib import resources
 from importlib.metadata import version
-from types import UnionType
-from typing import Any, ClassVar, Protocol, TypeVar, Union, get_args, get_origin, get_type_hints, runtime_checkable
+from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 from editkit import __version__
+from editkit.errors import InputError, MethodError
 from editkit.facts import Edit, ForgetRequest
 from editkit.handle import ModelHandle
-from editkit.patch import Patch, Provenance, WeightPatch
+from editkit.patch import Patch, Provenance
 from editkit.registry import Registry, UnknownName
+from editkit.settings import build, merged, settings_of
 
 Request = TypeVar("Request", contravariant=True)
 
@@ -59,7 +60,7 @@ class EditsTogether(Protocol):
         *,
         seed: int,
         progress: Callable[[str, int, int], None] | None = None,
-    ) -> list[WeightPatch]: ...
+    ) -> Sequence[Patch]: ...
 
 
 def each(
@@ -76,6 +77,35 @@ def each(
     return [operator(handle, [edit], seed=seed, progress=progress) for edit in edits]
 
 
+def each_that_can(
+    operator: EditOperator,
+    handle: ModelHandle,
+    edits: Sequence[Edit],
+    *,
+    seed: int,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> list[Patch | MethodError]:
+    """As `each`, but with the error in the place of an edit that the operator finds no change for.
+
+    Edits found together fail together: they are halved until those that can be made are parted from the others.
+    """
+    try:
+        return [*each(operator, handle, edits, seed=seed, progress=progress)]
+    except MethodError as error:
+        if len(edits) == 1:
+            return [error]
+    half = len(edits) // 2
+    parts = (edits[:half], edits[half:])
+    return [made for part in parts for made in each_that_can(operator, handle, part, seed=seed, progress=progress)]
+
+
+@runtime_checkable
+class Confined(Protocol):
+    """An operator that says by a method which parameters it may change; a setting `scope: Scope` says it as well."""
+
+    def touches(self, handle: ModelHandle) -> Sequence[str]: ...
+
+
 class UnlearnOperator(Protocol):
     """Makes a model forget examples and keep others. `progress` is told of each `training.TrainStep`."""
 
@@ -88,67 +118,21 @@ class UnlearnOperator(Protocol):
 
 EDITS: Registry[type[EditOperator]] = Registry("edit", "editkit.edit")
 UNLEARNERS: Registry[type[UnlearnOperator]] = Registry("unlearn", "editkit.unlearn")
+REGISTRIES: Mapping[str, Registry[Any]] = {"edit": EDITS, "unlearn": UNLEARNERS}
 
 
 def operator_class(name: str) -> tuple[str, type[Any]]:
-    """("edit" | "unlearn", class) of a registered operator; raises UnknownName with the names that come near."""
-    if name in EDITS:
-        return "edit", EDITS[name]
-    if name in UNLEARNERS:
-        return "unlearn", UNLEARNERS[name]
+    """("edit" | "unlearn", class) of a registered operator; raises UnknownName with the names that come near, and
+    InputError for a name that both an edit and an unlearner bear."""
+    there = [(task, registry[name]) for task, registry in REGISTRIES.items() if name in registry]
+    if len(there) > 1:
+        homes = " and ".join(f"{kind.__module__}.{kind.__qualname__}" for _, kind in there)
+        raise InputError(f"two operators are named {name!r}: {homes}; rename one, or uninstall what brings it")
+    if there:
+        return there[0]
     known = [*EDITS.names(), *UNLEARNERS.names()]
     near = difflib.get_close_matches(name, known) or known
     raise UnknownName(f"no operator named {name!r}; there is {', '.join(near)}")
-
-
-def settings_of(operator: Any) -> dict[str, Any]:
-    """The operator's fields as plain JSON values; `build` turns them back."""
-    plain: dict[str, Any] = json.loads(json.dumps(asdict(operator)))
-    return plain
-
-
-def build(kind: type[Any], settings: Mapping[str, Any], where: str = "") -> Any:
-    """A dataclass from plain values, nested ones too. Unknown names and wrong types are refused with the near ones."""
-    values = check_settings(kind, settings, where)
-    lacking = [f.name for f in fields(kind) if f.name not in values and f.default is MISSING is f.default_factory]
-    if lacking:
-        raise ValueError(f"{where or kind.__name__} needs {', '.join(lacking)}; no preset gives it for this model")
-    return kind(**values)
-
-
-def check_settings(kind: type[Any], settings: Mapping[str, Any], where: str = "") -> dict[str, Any]:
-    """Plain values as the types their fields have; what is not given may be missing. Raises ValueError."""
-    known = {f.name: f for f in fields(kind)}
-    hints = get_type_hints(kind)
-    for name in settings:
-        if name not in known:
-            near = difflib.get_close_matches(name, known) or sorted(known)
-            raise ValueError(f"no setting {where + name!r}; there is {', '.join(near)}")
-    return {name: _fitted(hints[name], value, f"{where}{name}") for name, value in settings.items()}
-
-
-NONE = "none"  # how TOML, which has no null, says that a setting is off
-
-
-def _fitted(hint: Any, value: Any, where: str) -> Any:
-    """A plain value as the type its field has."""
-    if is_dataclass(hint) and isinstance(value, Mapping):
-        return build(hint, value, f"{where}.")  # type: ignore[arg-type]
-    origin = get_origin(hint)
-    if origin is tuple and isinstance(value, list | tuple):
-        inner = get_args(hint)[0]
-        return tuple(_fitted(inner, item, where) for item in value)
-    if origin in (Union, UnionType):
-        return (
-            None
-            if value in (None, NONE)
-            else _fitted(next(a for a in get_args(hint) if a is not type(None)), value, where)
-        )
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if (isinstance(hint, type) and not isinstance(value, hint)) or (hint is int and isinstance(value, bool)):
-        raise ValueError(f"setting {where!r} is {value!r}, expected {hint.__name__}")
-    return value
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,8 +146,9 @@ class Preset:
 def preset_for(name: str, handle: ModelHandle) -> Preset:
     """The preset of operator `name` for a model: the most specific table of presets/<name>.toml that matches.
 
-    A table matches by config values (`match = {model_type = "llama", num_hidden_layers = 30}`); a preset without
-    `match` is for all. A setting "depth:0.27" is that share of the model's blocks, rounded down.
+    The file lies in the package that defines the operator's class, or in one around that. A table matches by config
+    values (`match = {model_type = "llama", num_hidden_layers = 30}`); a preset without `match` is for all. A setting
+    "depth:0.27" is that share of the model's blocks, rounded down.
     """
     config = handle.model.config.to_dict()
     found = [p for p in _tables(name) if all(config.get(k) == v for k, v in p.get("match", {}).items())]
@@ -178,12 +163,33 @@ def configured(name: str, handle: ModelHandle, overrides: Mapping[str, Any] | No
     """The operator with the preset for this model and the user's own settings on top, and the preset's source."""
     _, kind = operator_class(name)
     preset = preset_for(name, handle)
-    return build(kind, _merged(preset.settings, overrides or {})), preset.source
+    return build(kind, merged(preset.settings, overrides or {})), preset.source
 
 
 def _tables(name: str) -> list[dict[str, Any]]:
-    file = resources.files("editkit").joinpath("presets", f"{name}.toml")
-    return tomllib.loads(file.read_text(encoding="utf-8"))["preset"] if file.is_file() else []
+    _, kind = operator_class(name)
+    for package in _packages_around(kind.__module__):
+        file = resources.files(package).joinpath("presets", f"{name}.toml")
+        if file.is_file():
+            return _read_tables(file.read_text(encoding="utf-8"), f"{package}: presets/{name}.toml")
+    return []
+
+
+def _packages_around(module: str) -> Iterator[str]:
+    """The packages that a module lies in, the innermost first."""
+    while package := module.rpartition(".")[0]:
+        yield package
+        module = package
+
+
+def _read_tables(text: str, where: str) -> list[dict[str, Any]]:
+    try:
+        tables: list[dict[str, Any]] = tomllib.loads(text).get("preset", [])
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"{where} is no valid TOML: {error}") from None
+    if not tables or not all(isinstance(table, dict) and table.get("source") for table in tables):
+        raise InputError(f"{where} needs tables [[preset]], each with its `source`")
+    return tables
 
 
 def _at_depth(value: Any, layers: int) -> Any:
@@ -192,14 +198,6 @@ def _at_depth(value: Any, layers: int) -> Any:
     if isinstance(value, list):
         return [_at_depth(v, layers) for v in value]
     return value
-
-
-def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(below)
-    for key, value in above.items():
-        old = merged.get(key)
-        merged[key] = _merged(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
-    return merged
 
 
 def provenance_of(name: str, operator: Any, handle: ModelHandle, request: Any, seed: int, **notes: Any) -> Provenance:

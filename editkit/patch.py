@@ -5,20 +5,23 @@
     HookPatch     module name -> rewrite of its output
     PromptPatch   prompt -> prompt
 
+A third party adds a kind that can be saved by an entry point in the group `editkit.patch`; see `KINDS`.
+
 `attach(handle, undo)` registers on `undo` how each step is taken back *before* it takes the step, so that closing
 `undo` restores the model to the bit from wherever an error or Ctrl-C struck.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
+import math
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from jaxtyping import Float
@@ -26,11 +29,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from editkit.errors import InputError
 from editkit.files import atomic_path
 from editkit.hooks import rewrite_output
+from editkit.registry import Registry
+from editkit.tensor_files import disk_errors
+from editkit.undo import Undo
 
 
-class PatchError(ValueError):
+class PatchError(InputError):
     """A patch that does not fit: wrong base model, unknown parameter, wrong shape, values that are not finite."""
 
 
@@ -88,9 +95,23 @@ Delta = DenseDelta | LowRankDelta
 
 
 class Patch(Protocol):
-    """A change that can be put on a handle; `digest` names its content."""
+    """A change that can be put on a handle.
 
-    def attach(self, host: Host, undo: ExitStack) -> None: ...
+    `digest` names the whole content: patches of one digest share the replies that are kept. `parameters` are the names
+    of the parameters or modules that it changes.
+    """
+
+    savable: ClassVar[bool]
+
+    def attach(self, host: Host, undo: Undo) -> None: ...
+
+    def save(self, path: Path) -> None:
+        """Write it, whole or not at all, for `load_patch` to read. Raises PatchError where it is not `savable`."""
+        ...
+
+    def relative_norm(self, host: Host) -> float | None:
+        """Frobenius norm of the change over that of the weights it is added to; None where it adds to none."""
+        ...
 
     @property
     def provenance(self) -> Provenance: ...
@@ -98,18 +119,92 @@ class Patch(Protocol):
     @property
     def digest(self) -> str: ...
 
+    @property
+    def parameters(self) -> tuple[str, ...]: ...
 
-@dataclass(frozen=True, slots=True, eq=False)
+
+class Savable(Protocol):
+    """A kind of patch that a file can hold."""
+
+    @classmethod
+    def read(cls, tensors: Mapping[str, Tensor], provenance: Provenance) -> Patch: ...
+
+
+# Kinds that a file can hold, by the word that stands in its metadata: `save` writes it (see `write`).
+KINDS: Registry[type[Savable]] = Registry("patch", "")
+
+
+def load_patch(path: Path) -> Patch:
+    """Read a patch of any kind that `save` wrote. Raises PatchError for anything else."""
+    try:
+        with safe_open(str(path), framework="pt") as stream:
+            metadata = stream.metadata() or {}
+            tensors = {key: stream.get_tensor(key) for key in stream.keys()}  # noqa: SIM118 (not a dict)
+    except (SafetensorError, OSError) as error:
+        raise PatchError(f"{path} is no patch file: {error}") from None
+    if "editkit_patch" not in metadata:
+        raise PatchError(f"{path} is a safetensors file but no patch; patches come from `editkit edit --save`")
+    kind = metadata["editkit_patch"]
+    if kind not in KINDS:
+        raise PatchError(f"{path} holds a patch of kind {kind!r}, known is {', '.join(KINDS)}; install what made it")
+    try:
+        return KINDS[kind].read(tensors, _provenance(metadata.get("provenance")))
+    except PatchError as error:
+        raise PatchError(f"{path} is a damaged patch: {error}; make it again") from None
+    except (KeyError, ValueError, TypeError) as error:
+        raise PatchError(f"{path} is a damaged patch ({error!r}); make it again") from None
+
+
+_KINDS_OF_FIELDS: Mapping[str, Any] = {
+    "operator": str,
+    "settings": dict,
+    "seed": int | None,
+    "base": str,
+    "request": str,
+    "versions": dict,
+    "notes": dict,
+}
+
+
+def _provenance(text: str | None) -> Provenance:
+    """What a file says of a patch's making. Raises PatchError with what is wrong with it."""
+    try:
+        given = json.loads(text or "")
+    except ValueError as error:
+        raise PatchError(f"its provenance is no JSON ({error})" if text else "it has no provenance") from None
+    if not isinstance(given, dict):
+        raise PatchError("its provenance is no JSON object")
+    for name, value in given.items():
+        if name not in _KINDS_OF_FIELDS:
+            raise PatchError(f"its provenance has an unknown field {name!r}")
+        if not isinstance(value, _KINDS_OF_FIELDS[name]):
+            raise PatchError(f"provenance.{name} is {value!r}")
+    if not isinstance(given.get("notes", {}).get("on_top_of", []), list):
+        raise PatchError("provenance.notes.on_top_of is no list of digests")
+    return Provenance(**given)
+
+
+def write(path: Path, kind: str, tensors: Mapping[str, Tensor], provenance: Provenance) -> None:
+    """Write a patch to one safetensors file, whole or not at all."""
+    kept = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+    metadata = {"editkit_patch": kind, "provenance": json.dumps(asdict(provenance), default=str)}
+    with atomic_path(Path(path)) as temporary, disk_errors(Path(path)):
+        save_file(kept, str(temporary), metadata=metadata)
+
+
+@KINDS.register("weight/1")
+@dataclass(frozen=True, eq=False)  # no slots: the digest is kept in the instance
 class WeightPatch:
     """Adds a delta to each named parameter: computed in float32 (float64 where the delta is), cast once.
 
     Parameters of any dtype and either storage order are served; the deltas themselves stay as they were given.
     """
 
+    savable: ClassVar[bool] = True
     deltas: Mapping[str, Delta]
     provenance: Provenance = field(default_factory=Provenance)
 
-    def attach(self, host: Host, undo: ExitStack) -> None:
+    def attach(self, host: Host, undo: Undo) -> None:
         changed = {name: self._changed(host, name, delta) for name, delta in self.deltas.items()}  # all checked first
         for name, value in changed.items():
             parameter = host.parameter(name)
@@ -135,44 +230,85 @@ class WeightPatch:
             )
         return value
 
-    @property
+    @functools.cached_property
     def digest(self) -> str:
+        """sha256 over names, dtypes, shapes and bytes of all deltas, taken once: they must not be written to."""
         state = hashlib.sha256()
         for key, tensor in sorted(_flat(self.deltas).items()):
             state.update(f"{key} {tensor.dtype} {tuple(tensor.shape)};".encode())
             state.update(bytes_of(tensor))
         return state.hexdigest()
 
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        return tuple(self.deltas)
+
+    def relative_norm(self, host: Host) -> float | None:
+        moved = sum(float(torch.linalg.vector_norm(d.dense(), dtype=torch.float64)) ** 2 for d in self.deltas.values())
+        there = sum(float(torch.linalg.vector_norm(host.parameter(n).detach().double())) ** 2 for n in self.deltas)
+        return math.sqrt(moved / there) if there else None
+
     def save(self, path: Path) -> None:
-        """Write the patch and its provenance to one safetensors file, whole or not at all."""
-        tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in _flat(self.deltas).items()}
-        metadata = {"editkit_patch": "weight/1", "provenance": json.dumps(asdict(self.provenance), default=str)}
-        with atomic_path(Path(path)) as temporary:
-            save_file(tensors, str(temporary), metadata=metadata)
+        """Write the patch and its provenance to one safetensors file, whole or not at all.
+
+        Raises PatchError for a patch without `provenance.base`: nobody could tell which model it is for.
+        """
+        if not self.provenance.base:
+            raise PatchError(f"cannot write {path}: the patch names no base; give provenance.base, the weights' digest")
+        write(path, "weight/1", _flat(self.deltas), self.provenance)
+
+    @classmethod
+    def read(cls, tensors: Mapping[str, Tensor], provenance: Provenance) -> WeightPatch:
+        if not provenance.base:
+            raise PatchError("its provenance names no `base`, the weights it was made for")
+        return cls(_unflat(tensors), provenance)
 
     @classmethod
     def load(cls, path: Path) -> WeightPatch:
-        """Read a patch that `save` wrote. Raises PatchError for anything else."""
-        try:
-            with safe_open(str(path), framework="pt") as stream:
-                metadata = stream.metadata() or {}
-                tensors = {key: stream.get_tensor(key) for key in stream.keys()}  # noqa: SIM118 (not a dict)
-        except (SafetensorError, OSError) as error:
-            raise PatchError(f"{path} is no patch file: {error}") from None
-        if metadata.get("editkit_patch") != "weight/1":
-            raise PatchError(f"{path} is a safetensors file but no patch; patches come from `editkit edit --save`")
-        return cls(_unflat(tensors), Provenance(**json.loads(metadata["provenance"])))
+        """Read a patch of weights that `save` wrote. Raises PatchError for anything else."""
+        patch = load_patch(path)
+        if not isinstance(patch, cls):
+            raise PatchError(f"{path} holds a {type(patch).__name__}, not a {cls.__name__}")
+        return patch
+
+
+class _OfCode:
+    """What patches share that hold Python functions: a digest that is given, and no file.
+
+    `digest` must name all that the functions depend on, for they cannot be looked into. Raises PatchError without one.
+    """
+
+    __slots__ = ()
+    savable: ClassVar[bool] = False
+    digest: str
+
+    def __post_init__(self) -> None:
+        if not self.digest:
+            raise PatchError(
+                f"a {type(self).__name__} without a digest would share its replies with every other; "
+                "give one that names all it depends on"
+            )
+
+    def relative_norm(self, host: Host) -> float | None:
+        return None
+
+    def save(self, path: Path) -> None:
+        raise PatchError(f"cannot write {path}: a {type(self).__name__} holds Python code, which no file can keep")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class ModulePatch:
+class ModulePatch(_OfCode):
     """Puts another module in the place of a named one; `wrap` gets the old module and gives the new one."""
 
     wrap: Mapping[str, Callable[[nn.Module], nn.Module]]
     provenance: Provenance = field(default_factory=Provenance)
-    digest: str = ""
+    digest: str = field(kw_only=True)
 
-    def attach(self, host: Host, undo: ExitStack) -> None:
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        return tuple(self.wrap)
+
+    def attach(self, host: Host, undo: Undo) -> None:
         for name, wrap in self.wrap.items():
             parent_name, _, leaf = name.rpartition(".")
             parent, old = host.model.get_submodule(parent_name), host.model.get_submodule(name)
@@ -181,27 +317,35 @@ class ModulePatch:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class HookPatch:
+class HookPatch(_OfCode):
     """Puts the output of named modules through functions at inference time."""
 
     rewrites: Mapping[str, Callable[[Tensor], Tensor]]
     provenance: Provenance = field(default_factory=Provenance)
-    digest: str = ""
+    digest: str = field(kw_only=True)
 
-    def attach(self, host: Host, undo: ExitStack) -> None:
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        return tuple(self.rewrites)
+
+    def attach(self, host: Host, undo: Undo) -> None:
         for name, rewrite in self.rewrites.items():
-            undo.callback(rewrite_output(host.model.get_submodule(name), rewrite))
+            rewrite_output(host.model.get_submodule(name), rewrite, undo)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class PromptPatch:
+class PromptPatch(_OfCode):
     """Puts every prompt through a function before it is asked; the weights stay as they are."""
 
     rewrite: Callable[[str], str]
     provenance: Provenance = field(default_factory=Provenance)
-    digest: str = ""
+    digest: str = field(kw_only=True)
 
-    def attach(self, host: Host, undo: ExitStack) -> None:
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        return ()
+
+    def attach(self, host: Host, undo: Undo) -> None:
         before = list(host.prompt_rewrites)
         undo.callback(host.prompt_rewrites.__setitem__, slice(None), before)
         host.prompt_rewrites.append(self.rewrite)
@@ -227,6 +371,15 @@ def _unflat(tensors: Mapping[str, Tensor]) -> Mapping[str, Delta]:
 
 
 def _delta(name: str, tensors: Mapping[str, Tensor]) -> Delta:
-    if f"{name}:value" in tensors:
-        return DenseDelta(tensors[f"{name}:value"])
-    return LowRankDelta(tensors[f"{name}:left"], tensors[f"{name}:right"])
+    parts = {key.rpartition(":")[2]: tensor for key, tensor in tensors.items() if key.rpartition(":")[0] == name}
+    wrong = [str(tensor.dtype) for tensor in parts.values() if not tensor.is_floating_point()]
+    if wrong:
+        raise PatchError(f"the delta of {name!r} is of {wrong[0]}, no floating-point numbers")
+    if parts.keys() == {"value"}:
+        return DenseDelta(parts["value"])
+    if parts.keys() == {"left", "right"}:
+        left, right = parts["left"], parts["right"]
+        if left.ndim == right.ndim == 2 and left.shape[1] == right.shape[0]:
+            return LowRankDelta(left, right)
+        raise PatchError(f"the factors of {name!r}, {tuple(left.shape)} and {tuple(right.shape)}, do not fit together")
+    raise PatchError(f"the delta of {name!r} has the parts {sorted(parts)}, it takes value, or left and right")

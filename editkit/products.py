@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 from transformers.pytorch_utils import Conv1D
 
+from editkit.errors import InputError
 from editkit.handle import ModelHandle
 from editkit.matrices import Matrix, can_lay_out, content
 
@@ -27,9 +28,9 @@ LAID_BYTES = 2 << 30  # a model with more weights than that is not held a second
 
 
 def check_products(choice: str) -> None:
-    """Raises ValueError, with the choices there are, for anything else."""
+    """Raises InputError, with the choices there are, for anything else."""
     if choice not in CHOICES:
-        raise ValueError(f"products is {choice!r}; there is {', '.join(CHOICES)}")
+        raise InputError(f"products is {choice!r}; there is {', '.join(CHOICES)}")
 
 
 def resolved(handle: ModelHandle, choice: str) -> str:

@@ -6,24 +6,31 @@ import difflib
 import importlib
 import pkgutil
 from collections.abc import Callable, Iterator
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import Generic, TypeVar
+
+from editkit.errors import EditkitError, InputError, UnableError
 
 T = TypeVar("T")
 
 
-class UnknownName(KeyError, ValueError):
+class UnknownName(InputError, KeyError):
     """A name that no extension answers to; says which names come near it."""
 
     def __str__(self) -> str:
         return str(self.args[0])
 
 
+class BrokenExtension(UnableError):
+    """Something of a third party that cannot be loaded; says which, and why."""
+
+
 class Registry(Generic[T]):
     """Extensions of one kind, by name.
 
     The modules of `package` are imported on the first look-up, so importing a package costs nothing and no list is
-    kept by hand. Third parties join by an entry point in the group `editkit.<kind>`.
+    kept by hand ("": what registers stands beside the registry). Third parties join by an entry point in the group
+    `editkit.<kind>`.
     """
 
     def __init__(self, kind: str, package: str) -> None:
@@ -37,7 +44,7 @@ class Registry(Generic[T]):
 
         def keep(item: T) -> T:
             if self._items.setdefault(name, item) is not item:
-                raise ValueError(f"two {self.kind}s are named {name!r}; rename one of them")
+                raise InputError(f"two {self.kind}s are named {name!r}; rename one of them")
             return item
 
         return keep
@@ -67,10 +74,23 @@ class Registry(Generic[T]):
     def _load(self) -> None:
         if self._loaded:
             return
-        package = importlib.import_module(self.package)
-        for module in pkgutil.iter_modules(package.__path__, f"{self.package}."):
-            if not module.name.rpartition(".")[2].startswith("_"):
-                importlib.import_module(module.name)
+        if self.package:
+            package = importlib.import_module(self.package)
+            for module in pkgutil.iter_modules(package.__path__, f"{self.package}."):
+                if not module.name.rpartition(".")[2].startswith("_"):
+                    importlib.import_module(module.name)
         for point in entry_points(group=f"editkit.{self.kind}"):
-            point.load()
+            _load(point)
         self._loaded = True
+
+
+def _load(point: EntryPoint) -> None:
+    """Raises BrokenExtension for whatever a module of a third party raises when it is imported."""
+    try:
+        point.load()
+    except Exception as error:
+        why = str(error) if isinstance(error, EditkitError) else f"{type(error).__name__}: {error}"
+        of = f" of {point.dist.name}" if point.dist else ""
+        raise BrokenExtension(
+            f"the extension {point.name!r}{of} ({point.group}) cannot be loaded: {why}; mend it, or uninstall it"
+        ) from error

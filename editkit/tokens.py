@@ -10,13 +10,14 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from editkit.errors import InputError
 from editkit.facts import SLOT, fill
 
 NO_SPACE_BEFORE = tuple(".,;:!?)]}'\"’”\n\t ")
 NO_SPACE_AFTER = tuple(" \n\t([{\"'“‘")
 
 
-class PromptTooLong(ValueError):
+class PromptTooLong(InputError):
     """A prompt that the model's context cannot hold."""
 
 
@@ -33,7 +34,7 @@ def encode(tokenizer: Any, prompt: str) -> list[int]:
     if len(ids) > 1 and ids[-1] == tokenizer.eos_token_id and not prompt.endswith(tokenizer.eos_token or "\0"):
         ids = ids[:-1]
     if not ids:
-        raise ValueError(f"prompt {prompt!r} has no tokens; give it some text")
+        raise InputError(f"prompt {prompt!r} has no tokens; give it some text")
     return ids
 
 
@@ -49,7 +50,7 @@ def encode_pair(tokenizer: Any, prompt: str, target: str) -> tuple[list[int], li
     alone = join(prompt, target)[len(prompt) :]
     rest: list[int] = tokenizer(alone, add_special_tokens=False).input_ids
     if not rest:
-        raise ValueError(f"target {target!r} has no tokens; give it some text")
+        raise InputError(f"target {target!r} has no tokens; give it some text")
     return ids, rest
 
 
@@ -69,10 +70,10 @@ def subject_span(tokenizer: Any, template: str, subject: str) -> Span:
     """Where the subject stands in `template` with its "{}" filled: positions of its first to its last token.
 
     Found by the character offsets of the fast tokenizer, so BOS, merges with a leading space, and a subject that
-    occurs twice do not matter. Raises ValueError where no token covers the subject.
+    occurs twice do not matter. Raises InputError where no token covers the subject.
     """
     if SLOT not in template:
-        raise ValueError(f"no '{{}}' in prompt {template!r}; put it where the subject goes")
+        raise InputError(f"no '{{}}' in prompt {template!r}; put it where the subject goes")
     begin = template.index(SLOT)
     end = begin + len(subject)
     encoded = tokenizer(fill(template, subject), return_offsets_mapping=True)
@@ -82,7 +83,7 @@ def subject_span(tokenizer: Any, template: str, subject: str) -> Span:
         if left < end and right > begin and right > left
     ]
     if not inside:
-        raise ValueError(f"no token of {fill(template, subject)!r} covers the subject {subject!r}")
+        raise InputError(f"no token of {fill(template, subject)!r} covers the subject {subject!r}")
     return Span(inside[0], inside[-1] + 1)
 
 

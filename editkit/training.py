@@ -21,6 +21,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from editkit.completions import Batch, Encoded, collate, gradient_attention, parts, read_all, share
+from editkit.errors import InputError, MethodError
 from editkit.handle import ModelHandle
 from editkit.optimiser import AdamW
 from editkit.patch import DenseDelta
@@ -28,7 +29,7 @@ from editkit.products import FLOAT32, check_products, give_up_layouts, products_
 from editkit.scope import Scope
 
 
-class TrainingError(RuntimeError):
+class TrainingError(MethodError, RuntimeError):
     """A training run that cannot go on."""
 
 
@@ -51,7 +52,7 @@ class Schedule:
     def __post_init__(self) -> None:
         check_products(self.products)
         if self.learning_rate <= 0 or self.steps < 0 or self.batch < 0 or self.check_every < 1:
-            raise ValueError(f"{self} needs learning_rate > 0, steps >= 0, batch >= 0 and check_every >= 1")
+            raise InputError(f"{self} needs learning_rate > 0, steps >= 0, batch >= 0 and check_every >= 1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +70,7 @@ class Stopping:
 
     def __post_init__(self) -> None:
         if not (0 <= (self.forget or 0) <= 1 and 0 <= self.floor <= 1 and 0 <= self.watch < 1):
-            raise ValueError(f"{self} holds a share that is not between 0 and 1")
+            raise InputError(f"{self} holds a share that is not between 0 and 1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +144,7 @@ def descend(
     """
     names = scope.parameters(handle)
     if not names:
-        raise ValueError(f"{scope} holds no parameter of {handle.name!r}; widen it")
+        raise InputError(f"{scope} holds no parameter of {handle.name!r}; widen it")
     give_up_layouts(handle)
     with ExitStack() as undo:
         undo.enter_context(gradient_attention(handle))

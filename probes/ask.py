@@ -6,8 +6,8 @@ is given. Between rounds the patches are off, so that probes ask the unchanged m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Protocol
 
 from editkit.attribute import WordScore
@@ -102,19 +102,51 @@ def run_jobs(
     max_new_tokens: int = MAX_NEW_TOKENS,
 ) -> list[list[Verdict]]:
     """The verdicts of each job. All jobs go round by round together: one batch for the unchanged model, then one for
-    each distinct tuple of patches, which are put on once a round.
+    each distinct tuple of patches, which are put on once a round. Jobs with the same patches are about one changed
+    model: none of them asks whether the fact of another has stayed.
 
     `attribution` finds key words; by default it is occlusion on the unchanged model, asked through the store. Raises
     UnknownName for a probe that is not there and PromptTooLong for a question that the model's context cannot hold.
     """
     asker = _Asker(handle, store if store is not None else MemoryStore(), max_new_tokens, progress)
-    context = Context(seed, attribution or asker.occlusion)
-    running = [_Running(job, PROBES[job.probe](job.record, context)) for job in jobs]
+    contexts = _contexts(jobs, Context(seed, attribution or asker.occlusion))
+    running = [_Running(job, PROBES[job.probe](job.record, of)) for job, of in zip(jobs, contexts, strict=True)]
     for each in running:
         each.advance(None)
     while waiting := [each for each in running if each.verdicts is None]:
         _one_round(asker, waiting)
     return [each.verdicts or [] for each in running]
+
+
+def replies_to(
+    handle: ModelHandle,
+    prompts: Iterable[str],
+    *,
+    store: ReplyStore,
+    max_new_tokens: int = MAX_NEW_TOKENS,
+    progress: Progress | None = None,
+) -> dict[str, Reply]:
+    """What the model as it is says to each prompt. Probes that are given the same store do not ask again."""
+    wanted: dict[str, tuple[str, ...]] = dict.fromkeys(prompts, ())
+    asker = _Asker(handle, store, max_new_tokens, progress)
+    asker.expect(len(wanted))
+    return asker._replies(wanted, generate=True)
+
+
+def _contexts(jobs: Sequence[Job], context: Context) -> Iterator[Context]:
+    """For each job the context, with what else its patches change: the facts of the jobs with the same patches."""
+    together: dict[tuple[int, ...], set[tuple[str, str]]] = {}
+    for job in jobs:
+        together.setdefault(_arm(job), set()).add((job.record.fact.relation, job.record.fact.subject))
+    for job in jobs:
+        others = together[_arm(job)] if job.patches else set()
+        own = (job.record.fact.relation, job.record.fact.subject)
+        yield replace(context, changed_too=frozenset(others - {own}))
+
+
+def _arm(job: Job) -> tuple[int, ...]:
+    """Jobs with the same patches are asked together."""
+    return tuple(id(patch) for patch in job.patches)
 
 
 @dataclass(slots=True)
@@ -137,7 +169,7 @@ def _one_round(asker: _Asker, waiting: Sequence[_Running]) -> None:
     """Ask before and after, then let every probe go on, with all patches off."""
     arms: dict[tuple[int, ...], list[_Running]] = {}
     for each in waiting:
-        arms.setdefault(tuple(id(patch) for patch in each.job.patches), []).append(each)
+        arms.setdefault(_arm(each.job), []).append(each)
     base = [case for each in waiting for case in each.cases]
     changed = [[case for each in arm for case in each.cases if not case.base_only] for arm in arms.values()]
     asker.expect(sum(len({case.prompt for case in cases}) for cases in (base, *changed)))
@@ -187,12 +219,13 @@ class _Asker:
         self.total += more
 
     def _replies(self, wanted: Mapping[str, Iterable[str]], *, generate: bool) -> dict[str, Reply]:
-        """The reply to each prompt with at least the wanted targets: from the store, else from the model."""
+        """The reply to each prompt with at least the wanted targets: from the store, else from the model. A reply with
+        a text serves where none is asked for."""
         state = self.handle.state
         replies: dict[str, Reply] = {}
         asks: list[Ask] = []
         for prompt, targets in wanted.items():
-            kept = self.store.get(Key(state, prompt, generate))
+            kept = self._kept(state, prompt, targets, generate)
             missing = tuple(targets if kept is None else (each for each in targets if each not in kept.logprob))
             if kept is not None:
                 replies[prompt] = kept
@@ -206,6 +239,12 @@ class _Asker:
             replies |= fresh
             self._advance(len(fresh))
         return replies
+
+    def _kept(self, state: str, prompt: str, targets: Iterable[str], generate: bool) -> Reply | None:
+        spoken = self.store.get(Key(state, prompt, True))
+        if generate or (spoken is not None and all(target in spoken.logprob for target in targets)):
+            return spoken
+        return self.store.get(Key(state, prompt, False))
 
     def _advance(self, more: int) -> None:
         self.done += more

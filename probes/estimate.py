@@ -63,6 +63,11 @@ class _Clusters:
         return float(self.sums.sum() / self.n)
 
     @property
+    def even(self) -> float:
+        """How many groups of one size would weigh as much (Kish 1965); their number where all are of one size."""
+        return float(self.n**2 / (self.sizes**2).sum())
+
+    @property
     def spread(self) -> float:
         """Sum over groups of the squared sum of residuals; n² times the variance of the mean, but for small samples."""
         spread = float(((self.sums - self.sizes * self.value) ** 2).sum())
@@ -113,7 +118,9 @@ def _wilson(share: float, n: float, level: float) -> tuple[float, float]:
     return centre - half, centre + half
 
 
-def _bounded(ends: tuple[float, float], value: float, bounds: Bounds, groups: int, level: float) -> tuple[float, float]:
+def _bounded(
+    ends: tuple[float, float], value: float, bounds: Bounds, groups: float, level: float
+) -> tuple[float, float]:
     """The interval kept inside its bounds, around its value, and never more certain than `groups` can make it.
 
     A run with one failure would otherwise get a better lower bound than a perfect one, whose spread is zero.
@@ -133,23 +140,30 @@ def _of_equals(value: float, bounds: Bounds | None, level: float, counts: tuple[
     return Estimate(value, low, high, level, *counts, f"Wilson on groups, as {what}")
 
 
-def _effective(clusters: _Clusters) -> tuple[float, str]:
+def _effective(clusters: _Clusters, level: float) -> tuple[float, str]:
     """How many independent cases the clustered ones are worth, and the name of the interval that uses it.
 
     The design effect is the cluster-robust variance over that of independent cases, never below 1. Few groups estimate
-    it badly, so half a passing and half a failing group of mean size are added to its (not the share's) computation:
-    in simulations with 5 to 40 groups this lifts the worst coverage of 95 % intervals from .87 to .92.
+    it badly, so half a passing and half a failing group of mean size are added to its (not the share's) computation,
+    and what it leaves is multiplied by (t of the cases / t of the groups)² (Korn & Graubard 1998), though not below the
+    number of even groups, since one value a group asked again and again is worth one case. In simulations of 8
+    to 40 groups (tests/bench/bench_coverage.py) the worst coverage of 95 % intervals is .945 for groups of one size,
+    .935 for groups of 2 to 20 cases and .91 where a few groups hold most of the cases; without the last factor it was
+    .92, .87 and .88. One case a group is plain Wilson, with .93.
     """
     if clusters.n == clusters.count:
         return clusters.n, "Wilson"
     if clusters.spread == 0:
-        return clusters.count, "Wilson on groups (conservative: no spread between groups)"
+        return clusters.even, "Wilson on groups (conservative: no spread between groups)"
     size = clusters.n / clusters.count
     n = clusters.n + 2 * PSEUDO * size
     share = (clusters.sums.sum() + PSEUDO * size) / n
     spread = ((clusters.sums - clusters.sizes * share) ** 2).sum() + PSEUDO * size**2 * (share**2 + (1 - share) ** 2)
     effect = max(1.0, float(spread / (n * share * (1 - share))))
-    return clusters.n / effect, "Wilson on the effective number of cases, clustered by group"
+    few = stdtrit(np.array([clusters.n - 1, clusters.count - 1]), _two_sided(level))
+    worth = clusters.n / effect
+    worth = max(min(worth, clusters.even), worth * float(few[0] / few[1]) ** 2)
+    return worth, "Wilson on the effective number of cases, clustered by group (Korn-Graubard)"
 
 
 def proportion(successes_by_case: Values, groups: Groups, level: float = LEVEL) -> Estimate:
@@ -165,8 +179,8 @@ def proportion(successes_by_case: Values, groups: Groups, level: float = LEVEL) 
     if clusters.count < 2:
         return _too_few(clusters, level)
     share = min(1.0, clusters.value)
-    effective, method = _effective(clusters)
-    low, high = _bounded(_wilson(share, effective, level), share, (0.0, 1.0), clusters.count, level)
+    effective, method = _effective(clusters, level)
+    low, high = _bounded(_wilson(share, effective, level), share, (0.0, 1.0), clusters.even, level)
     return Estimate(share, low, high, level, clusters.n, clusters.count, method)
 
 
@@ -185,7 +199,7 @@ def mean(values: Values, groups: Groups, level: float = LEVEL, *, bounds: Bounds
     error = math.sqrt(clusters.spread * count / (count - 1)) / clusters.n
     half = float(stdtrit(count - 1, _two_sided(level))) * error
     ends = (value - half, value + half)
-    low, high = ends if bounds is None else _bounded(ends, value, bounds, count, level)
+    low, high = ends if bounds is None else _bounded(ends, value, bounds, clusters.even, level)
     return Estimate(value, low, high, level, *counts, "t, clustered by group")
 
 
@@ -286,7 +300,7 @@ def decide(estimate: Estimate, at_least: float | None = None, at_most: float | N
     """Rule by the whole interval: it must clear the bar to hold and lie beyond it to fail; bars themselves count."""
     if at_least is None and at_most is None:
         raise ValueError("nothing to decide; give at_least or at_most")
-    if estimate.low is None or estimate.high is None:
+    if estimate.low is None or estimate.high is None or math.isnan(estimate.low + estimate.high):
         return Ruling.UNDECIDED
     floor = -math.inf if at_least is None else at_least
     ceiling = math.inf if at_most is None else at_most

@@ -1,7 +1,9 @@
 """What an answer is and whether it is what the case demands: by rule, never by a judge model. No torch here.
 
 The classes follow methods.md 1.5. Only the first sentence of an answer counts, since a small model wanders off after
-it; what the answer itself dismisses ("not Paris but Rome") is no answer, as in Ma et al. 2024 (arXiv:2402.05827).
+it. Where something must be said, the first entity that the answer stands by is the answer; what it dismisses itself
+("not Paris but Rome") is none, as in Ma et al. 2024 (arXiv:2402.05827). Where something must not be said, any mention
+gives it away.
 """
 
 from __future__ import annotations
@@ -9,52 +11,58 @@ from __future__ import annotations
 import functools
 import math
 import re
-import unicodedata
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
 
 from editkit.facts import normalise
+from probes.names import ANOTHER, LARGER, NEW, OLD, Index, Match, Word, find, index_of, name_of, names, words_of
 from probes.verdict import Answer, Case, Class, Expect, Marks, Reply, Verdict
+
+__all__ = ["class_of", "classify", "first_sentence", "judge", "margin_of", "mark", "names", "said_enough"]
 
 REPEATED = 0.6  # above this share of repeated words a text is babble: any phrase said three times
 BABBLE = 12  # letters from which a single word is looked into for repetition
 KNIFE_EDGE = 1e-4  # nats; another batch shape may move a mean log-probability by some 1e-6
-UNSPACED = "\u2e80"  # scripts written without spaces begin about here: names are looked for inside words
-# Names (of chemical elements, say) that are common words in lower case: only their own spelling counts.
-AMBIGUOUS = frozenset(
-    ["a", "am", "an", "as", "at", "be", "by", "do", "go", "he", "i", "if", "in", "is", "it", "la", "me", "my", "no",
-     "of", "on", "or", "so", "to", "up", "us", "we"]
-)  # fmt: skip
-ABBREVIATED = r"(?<!\b\w)(?<!\bst)(?<!\bmt)(?<!\bft)(?<!\bdr)(?<!\bmr)(?<!\bms)(?<!\bmrs)(?<!\bjr)(?<!\bno)"
-SENTENCE_END = re.compile(rf"{ABBREVIATED}\.(?=\s|$)|[!?](?=\W|$)|[。！？\n]", re.IGNORECASE)
+ABBREVIATED = r"(?<!\b\w)(?<!\bst)(?<!\bste)(?<!\bmt)(?<!\bft)(?<!\bdr)(?<!\bmr)(?<!\bms)(?<!\bmrs)(?<!\bjr)(?<!\bno)"
+DENIAL = r"(?:no|nope|not|wrong|never)\b"
+# A question that is denied at once ("Paris? No, Rome.") is one sentence with what follows.
+SENTENCE_END = re.compile(rf"{ABBREVIATED}\.(?=\s|$)|!(?=\W|$)|\?(?=\W|$)(?!\W*{DENIAL})|[。！？\n]", re.IGNORECASE)
 FILLERS = frozenset(
     ["yes", "sure", "of course", "certainly", "ok", "okay", "well", "hello", "hi", "answer", "the answer",
      "good question", "great question"]
 )  # fmt: skip
-DISMISSALS = tuple(
-    tuple(phrase.split())
-    for phrase in ("not", "isn t", "wasn t", "never", "no longer", "instead of", "rather than", "unlike")
+# The patterns below read words as they are compared, with "," for each break of a clause and "?" for each question.
+BREAK = re.compile(r"[,;:()\[\]!—–、]|\.\.|\s-+\s|--")
+ONLY = r"(?! (?:only|just|merely|simply)\b)"
+CANNOT_BE = r"(?:cannot|cant|couldnt|wont|wouldnt|shouldnt) (?:be|have been)"
+# From here on a clause dismisses what it names, up to its end or to where it takes up again.
+OPENINGS = (
+    rf"(?:not|isnt|wasnt|arent|never|no longer|{CANNOT_BE})\b{ONLY}",
+    r"(?:(?:dont|do not|didnt|did not) (?:think|believe)|(?:i|we) doubt)\b(?: that\b)?(?: its?\b)?(?: is\b| was\b)?",
+    r"(?:instead of|rather than|as opposed to|other than|unlike|(?:any|every)thing but|all but)\b",
+    r"(?:neither\b.*? nor|neither|nor|formerly|previously|once(?! again)|used to be)\b",
 )
-RESUMPTIONS = frozenset(("but", "is", "was", "it"))
-DENIED_AFTER = tuple(tuple(phrase.split()) for phrase in ("is not", "isn t", "was not", "wasn t", "is no longer"))
+ASIDE = r"(?: , (?:as|contrary|despite|however|of course)\b[^,?]* ,)?"
+DISMISSED = re.compile(
+    rf"\b(?P<opening>{'|'.join(OPENINGS)}){ASIDE}[^,?]*?(?=$| [,?]| (?:but|is|its?|was|now)\b)"
+    rf"|^.*(?= (?:\? {DENIAL}|, (?:no|nope|wait|sorry) ,))"  # "Paris? No", "Paris, no, Rome"
+)
+DENIED_AFTER = re.compile(
+    rf" (?:(?:(?:is|was|are) (?:not|never|no longer)|isnt|wasnt|arent|{CANNOT_BE})\b{ONLY}"
+    r"|(?:is|was|would be) (?:the |an? )?(?:wrong|incorrect|false|mistaken|untrue|former|previous)\b"
+    r"|(?:(?:was )?(?:formerly|previously|once)|used to be) (?:the|its|their)\b|until\b)"
+)
 REFUSALS = re.compile(
-    r"\b(i (do not|don t|can t|cannot|could not|couldn t) (really |actually )?"
-    r"(know|say|tell|answer|recall|remember|help|provide|find)"
-    r"|(nobody|no one|noone) (really )?knows|not (yet )?known|unknown|i (am|m) (not sure|sorry|unable|unsure)"
-    r"|i have no (idea|information|knowledge)|(don t|do not) have (any |enough )?(information|knowledge|data)"
-    r"|no (information|idea|answer)|as an ai|not (allowed|able) to)\b"
+    r"\b(i (do not|dont|cant|cannot|can not|could not|couldnt|wont|will not) (really |actually )?"
+    r"(know|say|tell|answer|recall|remember|help|provide|find|share|disclose|reveal|comment|discuss)"
+    r"|(nobody|no one|noone) (really )?knows|unknown|undisclosed|not ((yet|publicly|been) )*(known|disclosed)"
+    r"|(i am|im) (not sure|sorry|unable|unsure)|(prefer|rather) not"
+    r"|(its|it is|remains) (not ((yet|entirely|fully) )?clear|unclear)|there(s| is| was| are) no(?! (doubt|question)\b)"
+    r"|i have no (idea|information|knowledge)|(dont|do not) have (any |enough )?(information|knowledge|data)"
+    r"|no (information|idea|answer|comment)|as an ai|not (allowed|able) to)\b|^n a\b"
 )
 
 
-class _Word(NamedTuple):
-    """A word of an answer as it is compared, as it is spelt, and whether a clause ends before it."""
-
-    text: str
-    spelt: str
-    after_break: bool
-
-
-# Sentences and words -------------------------------------------------------------------------------------------
+# Sentences -----------------------------------------------------------------------------------------------------
 
 
 def first_sentence(text: str) -> str:
@@ -71,30 +79,15 @@ def first_sentence(text: str) -> str:
 def said_enough(text: str) -> bool:
     """Whether more text cannot change the class: the first sentence is over, and what follows begins a new thought.
 
-    A text that begins to repeat itself is let go on, so that babble is seen as such.
+    A text that begins to repeat itself is let go on, so that babble is seen as such; after a question one whole word is
+    waited for, which may deny it.
     """
     first = first_sentence(text)
     rest = normalise(text.strip()[len(first) :]).split()
-    if not rest or not text.strip().startswith(first):
+    if len(rest) < (2 if first.endswith("?") else 1) or not text.strip().startswith(first):
         return False
     said = (*normalise(first).split(), *rest[:-1])
     return not any(word.startswith(rest[-1]) for word in said)  # the last word may still be growing
-
-
-def _words(text: str) -> list[_Word]:
-    plain = "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))
-    words: list[_Word] = []
-    after_break = False
-    for match in re.finditer(r"[^\W_]+|[,;:]", plain):
-        parts = normalise(match[0]).split()
-        words += [_Word(part, match[0], after_break and i == 0) for i, part in enumerate(parts)]
-        after_break = not parts
-    return words
-
-
-def _key(name: str) -> tuple[str, ...]:
-    """A name's words, split and folded just as an answer's are."""
-    return tuple(word.text for word in _words(name))
 
 
 def repeats_itself(text: str) -> bool:
@@ -109,120 +102,96 @@ def _repeated(units: Sequence[str]) -> float:
     return 1 - len(set(units)) / len(units) if units else 0.0
 
 
-# Names in an answer --------------------------------------------------------------------------------------------
+# What an answer stands by --------------------------------------------------------------------------------------
 
 
-class _Name(NamedTuple):
-    words: tuple[str, ...]
-    spelt: str
-    rank: int  # 0 new, 1 old, 2 another entity
-
-
-class _Match(NamedTuple):
-    start: int
-    length: int
-    rank: int
-    name: _Name
-
-
-@functools.lru_cache(maxsize=256)
-def _entities(names: tuple[str, ...]) -> dict[str, list[_Name]]:
-    return _by_first_word(_Name(_key(name), name, 2) for name in names)
-
-
-def _by_first_word(names: Iterable[_Name]) -> dict[str, list[_Name]]:
-    index: dict[str, list[_Name]] = {}
-    for name in names:
-        if name.words:
-            index.setdefault("" if name.spelt[0] >= UNSPACED else name.words[0], []).append(name)
-    return index
-
-
-def _at(words: Sequence[_Word], i: int, name: _Name) -> bool:
-    """Whether the name stands at word `i`, whole; inside the word for scripts that put no spaces."""
-    if name.spelt[0] >= UNSPACED:
-        return all(any(part in w.text for w in words[i : i + len(name.words)]) for part in name.words)
-    if tuple(word.text for word in words[i : i + len(name.words)]) != name.words:
-        return False
-    return len(name.words) > 1 or name.words[0] not in AMBIGUOUS or words[i].spelt == name.spelt
-
-
-def _matches(words: Sequence[_Word], indices: Sequence[dict[str, list[_Name]]]) -> list[_Match]:
-    """The names of an answer from left to right; of those that overlap the one that begins first, then the longest."""
-    found: list[_Match] = []
-    free = 0
-    for i, word in enumerate(words):
-        here = [
-            _Match(i, len(name.words), name.rank, name)
-            for index in indices
-            for key in (word.text, "")
-            for name in index.get(key, ())
-            if i >= free and _at(words, i, name)
-        ]
-        if here:
-            found.append(min(here, key=lambda match: (-match.length, match.rank)))
-            free = i + found[-1].length
-    return found
-
-
-def _dismissed(words: Sequence[_Word], *, to_clause_end: bool) -> list[bool]:
-    """Per word whether it is dismissed: it follows "not", "instead of" … up to where the sentence takes up again."""
-    flags, off = [], False
-    for i, word in enumerate(words):
-        if off and (word.text in RESUMPTIONS or (to_clause_end and word.after_break)):
-            off = False
-        off = off or _starts_with(words, i, DISMISSALS)
-        flags.append(off)
-    return flags
-
-
-def _starts_with(words: Sequence[_Word], i: int, phrases: Iterable[tuple[str, ...]]) -> bool:
-    return any(tuple(word.text for word in words[i : i + len(phrase)]) == phrase for phrase in phrases)
-
-
-def _asserted(words: Sequence[_Word], matches: Iterable[_Match]) -> list[_Match]:
-    """The names that the answer stands by. For the old answer all that follows a dismissal goes, else its clause."""
-    widely, narrowly = _dismissed(words, to_clause_end=False), _dismissed(words, to_clause_end=True)
+def _asserted(words: Sequence[Word], found: Sequence[Match]) -> list[Match]:
+    """The names that the answer neither dismisses nor denies."""
+    line, starts = _line(words)
+    spans = [(match.start("opening"), match.end()) for match in DISMISSED.finditer(line)]  # -1 without an opening
     return [
         match
-        for match in matches
-        if not (widely if match.rank == 1 else narrowly)[match.start]
-        and not _starts_with(words, match.start + match.length, DENIED_AFTER)
+        for match in found
+        if not any(begin < starts[match.start] < end for begin, end in spans)
+        and not DENIED_AFTER.match(line, starts[match.end - 1] + len(words[match.end - 1].text))
     ]
 
 
-def names(text: str, name: str) -> bool:
-    """Whether a text names something, as whole words, by the rule that answers are judged by."""
-    words, wanted = _words(text), _Name(_key(name), name, 2)
-    return bool(wanted.words) and any(_at(words, i, wanted) for i in range(len(words)))
+def _line(words: Sequence[Word]) -> tuple[str, list[int]]:
+    """The words and their breaks as one text, and where in it each word begins."""
+    line, starts = "", []
+    for word in words:
+        if line:
+            line += " ? " if "?" in word.before else " , " if BREAK.search(word.before) else " "
+        starts.append(len(line))
+        line += word.text
+    return line, starts
+
+
+def _decisive(words: Sequence[Word], found: Sequence[Match], prompt: str) -> Match | None:
+    """The first asserted name that does not merely come from the prompt; failing that, the first wanted one."""
+    given = [match for match in _asserted(words, found) if match.rank <= ANOTHER]
+    asked = words_of(prompt) if given else ()
+    fresh = (match for match in given if not (_repeats if match.rank < ANOTHER else _named)(asked, words, match))
+    return next(fresh, None) or next((match for match in given if match.rank < ANOTHER), None)
+
+
+def _named(asked: Sequence[Word], _: Sequence[Word], match: Match) -> bool:
+    return any(each.name is match.name for each in find(asked, index_of([match.name]), LARGER))
+
+
+def _repeats(asked: Sequence[Word], words: Sequence[Word], match: Match) -> bool:
+    """Whether a name comes in the prompt's own words: "the capital of Luxembourg" where that was asked for."""
+    said = [word.text for word in words[max(0, match.start - 2) : match.end]]
+    return match.start > 1 and any(
+        [word.text for word in asked[i : i + len(said)]] == said for i in range(len(asked) - len(said) + 1)
+    )
+
+
+# Classes -------------------------------------------------------------------------------------------------------
+
+
+@functools.lru_cache(maxsize=256)
+def _wanted(new: tuple[str, ...], old: tuple[str, ...]) -> Index:
+    return index_of(name_of(name, rank) for rank, names in ((NEW, new), (OLD, old)) for name in names)
+
+
+@functools.lru_cache(maxsize=256)
+def _entities(lexicon: tuple[str, ...]) -> Index:
+    return index_of(name_of(name, ANOTHER) for name in lexicon)
 
 
 def classify(
-    text: str, *, old: Sequence[str], new: Sequence[str] = (), lexicon: Sequence[str] = (), prompt: str = ""
+    text: str,
+    *,
+    old: Sequence[str],
+    new: Sequence[str] = (),
+    lexicon: Sequence[str] = (),
+    prompt: str = "",
+    forget: bool = False,
 ) -> Class:
     """What a generated answer is. `old` and `new` are accepted spellings, `lexicon` the entities of the range.
 
-    Degenerate text is that and nothing else, whatever it names. Of the new and the old answer the one that comes first
-    counts; an entity that the prompt already names is no hallucination.
+    Degenerate text is that and nothing else, whatever it names. Otherwise the first entity that the answer stands by,
+    and that the prompt does not name already, counts: new, old, or another (a hallucination). To `forget` the old
+    answer is stricter: any mention of it counts, dismissed or hedged as it may be.
     """
     if not normalise(text) or repeats_itself(text):
         return Class.DEGENERATE
-    sentence = first_sentence(text)
-    words = _words(sentence)
-    wanted = [_Name(_key(n), n, rank) for rank, names in enumerate((new, old)) for n in names]
-    given = _asserted(words, _matches(words, (_by_first_word(wanted), _entities(tuple(lexicon)))))
-    for match in given:
-        if match.rank < 2:
-            return (Class.NEW, Class.OLD)[match.rank]
-    asked = _words(prompt)
-    if any(not any(_at(asked, i, match.name) for i in range(len(asked))) for match in given):
-        return Class.HALLUCINATION
-    return Class.REFUSAL if REFUSALS.search(normalise(sentence)) else Class.OTHER
+    words = words_of(first_sentence(text))
+    found = find(words, _wanted(tuple(new), tuple(old)), _entities(tuple(lexicon)), LARGER)
+    if forget and any(match.rank == OLD for match in found):
+        return Class.OLD
+    decisive = _decisive(words, found, prompt) if found else None
+    if decisive is not None:
+        return (Class.NEW, Class.OLD, Class.HALLUCINATION)[decisive.rank]
+    return Class.REFUSAL if REFUSALS.search(" ".join(word.text for word in words)) else Class.OTHER
 
 
 def class_of(case: Case, reply: Reply) -> Class:
-    """The class of a reply to a case."""
-    return classify(reply.text, old=case.old, new=case.new, lexicon=case.lexicon, prompt=case.prompt)
+    """The class of a reply to a case; what has no new answer, and must not stay as it is, is to be forgotten."""
+    forget = not case.new and case.expect is not Expect.UNCHANGED
+    return classify(reply.text, old=case.old, new=case.new, lexicon=case.lexicon, prompt=case.prompt, forget=forget)
 
 
 # Marks and verdicts --------------------------------------------------------------------------------------------
@@ -270,13 +239,17 @@ def mark(case: Case, reply: Reply, cls: Class) -> Marks:
 
 
 def judge(case: Case, answer: Answer, *, applies: bool = True, note: str = "") -> Verdict:
-    """The verdict on a case. What must stay but was not written rightly before does not apply."""
+    """The verdict on a case. What must stay, or must go, but was not written before the change does not apply."""
     before, after = class_of(case, answer.before), class_of(case, answer.after)
     margin = margin_of(case, answer.after)
     notes = [case.note, note]
     if case.expect is Expect.UNCHANGED and before is not Class.OLD:
         applies = False
         notes.append(f"not right before the change ({before.value})")
+    if case.forgotten and before is not Class.OLD:
+        applies = False
+        only_after = ", but after it" if after is Class.OLD else ""
+        notes.append(f"the answer is not given before the change ({before.value}){only_after}")
     if margin is not None and abs(margin) < KNIFE_EDGE:
         notes.append("knife-edge")
     return Verdict(

@@ -59,6 +59,11 @@ class Case:
             raise ValueError(f"probe {self.probe!r} gave no old answer for {self.prompt!r}")
 
     @property
+    def forgotten(self) -> bool:
+        """Whether the case demands that the old answer be gone, and no new one in its place."""
+        return self.expect is Expect.HOLDS and not self.new
+
+    @property
     def targets(self) -> tuple[str, ...]:
         """The continuations whose probability is asked for: the old answer, the new one, the contrasts; each once."""
         return tuple(dict.fromkeys((*self.old[:1], *self.new[:1], *self.contrast)))

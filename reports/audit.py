@@ -5,23 +5,21 @@
 
 from __future__ import annotations
 
-import shutil
-import time
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 
 from editkit.data import FactBase, load
-from editkit.files import write_text
 from editkit.handle import ModelHandle
+from editkit.settings import settings_of
 from probes.estimate import Ruling, decide, groups_needed
 from probes.metrics import METRICS, Row, summarise
 from probes.verdict import Verdict
 from reports.choose import select
-from reports.environment import code_digest, described, environment
-from reports.record import JOURNAL, Audit, Claim, FactRow, Figure, Journal, RecordError, read_audit
+from reports.environment import described, environment
+from reports.record import Audit, Claim, FactRow, Figure, Journal, read_audit
 from reports.render import write_reports
-from reports.spec import AuditSpec, to_toml
+from reports.run_folder import begin, open_journal, settle, taken
+from reports.spec import AuditSpec, resolved, settled
 from reports.trial import Session, ask_unchanged, trial_of
 from reports.watch import Silent, Watch
 
@@ -32,102 +30,56 @@ def run(spec: AuditSpec, folder: Path, *, watch: Watch | None = None, command: s
     Facts are read and checked before the model is loaded. A finished run is only rendered again; `fresh` begins anew.
     Raises DataError, SpecError (bad input), ModelError, OSError (model or machine).
     """
-    watch = watch or Silent()
+    watch, spec = watch or Silent(), resolved(spec)
     base = load(spec.facts.source)
-    journal = open_journal(spec, folder, fresh=fresh)
-    if journal.finished:
-        audit = read_audit(folder)
+    with taken(folder):
+        journal = open_journal(spec, folder, fresh=fresh)
+        if journal.finished:
+            audit = read_audit(folder)
+        else:
+            audit = _made(spec, folder, base, journal, watch, command)
+            journal.finish(audit)
+        watch.phase("Writing the reports")
         write_reports(audit, folder)
-        return audit
-    audit = _made(spec, folder, base, journal, watch, command)
-    journal.finish(audit)
-    watch.phase("Writing the reports")
-    write_reports(audit, folder)
     return audit
 
 
 def _made(spec: AuditSpec, folder: Path, base: FactBase, journal: Journal, watch: Watch, command: str) -> Audit:
     """The run itself; the model is given up at its end, before the reports want memory."""
-    began, started = time.perf_counter(), datetime.now(UTC).isoformat(timespec="seconds")
     watch.phase(f"Loading {spec.model.name}")
     handle = ModelHandle.load(spec.model.name, spec.model.options())
-    _begin(journal, spec, folder, handle)
-    session = _prepared(spec, folder, handle, base, journal, watch)
+    begin(journal, spec, folder, handle)
+    chosen = select(handle, base, spec, journal, watch)
+    session = Session(spec, folder, handle, base, journal, watch, chosen)
     trials = [trial_of(session, part) for part in spec.operators]  # all configured before the first is tried
+    whole = settled(spec, {trial.part.name: settings_of(trial.operator) for trial in trials})
+    settle(journal, whole, folder)
     ask_unchanged(session, trials)
     for trial in trials:
         trial.run()
-    return _audit(session, command, started, time.perf_counter() - began)
-
-
-# The run folder --
-
-
-def open_journal(spec: AuditSpec, folder: Path, *, fresh: bool = False) -> Journal:
-    """The journal of a new run, or of one to go on with. A folder with another spec is refused; a record made by other
-    code is set aside, for its answers may not be those that this code would get."""
-    path = folder / JOURNAL
-    if fresh and path.exists():
-        _set_aside(folder, "replaced")
-    journal = Journal(path)
-    header = next(iter(journal.entries("header")), None)
-    if header is None:
-        return journal if not path.exists() else _anew(folder, "headless")
-    if header["spec"] != spec.key():
-        raise RecordError(f"{folder} holds a run of another spec; choose another --out, or pass --fresh to replace it")
-    return journal if header["code"] == code_digest() else _anew(folder, "other-code")
-
-
-def _anew(folder: Path, why: str) -> Journal:
-    _set_aside(folder, why)
-    return Journal(folder / JOURNAL)
-
-
-def _set_aside(folder: Path, why: str) -> None:
-    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
-    (folder / JOURNAL).rename(folder / f"audit-{why}-{stamp}.jsonl")
-    shutil.rmtree(folder / "patches", ignore_errors=True)
-
-
-def _begin(journal: Journal, spec: AuditSpec, folder: Path, handle: ModelHandle) -> None:
-    """Write the header of a new run, or check that a resumed one has the same model."""
-    header = next(iter(journal.entries("header")), None)
-    if header is None:
-        write_text(folder / "spec.toml", to_toml(spec))
-        journal.append("header", spec=spec.key(), code=code_digest(), weights=handle.base_digest)
-    elif header["weights"] != handle.base_digest:
-        raise RecordError(f"{folder} was begun with other weights of {handle.name!r}; pass --fresh to begin anew")
-    journal.append("session", started=datetime.now(UTC).isoformat(timespec="seconds"))
-
-
-def _prepared(
-    spec: AuditSpec, folder: Path, handle: ModelHandle, base: FactBase, journal: Journal, watch: Watch
-) -> Session:
-    wanted = [part.n or spec.facts.most for part in spec.operators]
-    most = None if None in wanted else max(n for n in wanted if n)
-    chosen = select(handle, base, spec.facts, most, spec.seed, journal, watch)
-    return Session(spec, folder, handle, base, journal, watch, chosen)
+    return _audit(session, whole, command)
 
 
 # Results --
 
 
-def _audit(session: Session, command: str, started: str, seconds: float) -> Audit:
+def _audit(session: Session, spec: AuditSpec, command: str) -> Audit:
     figures = tuple(_figures(session))
+    read = {"popularity": _popularity_unit(session.base), "facts": f"{spec.facts.source}, sha256 {spec.facts.sha256}"}
     return Audit(
-        spec=session.spec.model_dump(mode="json"),
-        environment=environment(session.handle) | {"popularity": _popularity_unit(session.base)},
+        spec=spec.model_dump(mode="json"),
+        environment=environment(session.handle) | read,
         model=described(session.handle),
         facts=tuple(_fact_rows(session)),
         passed_over=session.chosen.passed_over,
         changes=tuple(session.changes),
         judged=tuple(session.judged),
         figures=figures,
-        claims=tuple(_claims(session.spec, figures)),
+        claims=tuple(_claims(spec, figures)),
         command=command,
-        started=started,
-        seconds=round(seconds, 1),
-        notes=tuple(session.notes),
+        started=session.journal.started,
+        seconds=round(session.journal.seconds, 1),
+        notes=(*session.notes, *spec.unclaimed()),
     )
 
 

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-import math
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from editkit.errors import MethodError
 from editkit.handle import ModelHandle
-from editkit.operators import settings_of
-from editkit.patch import PatchError, WeightPatch
-from reports.record import Change, Journal
+from editkit.patch import Patch, PatchError, load_patch
+from editkit.settings import settings_of
+from reports.record import Change, Journal, part
 
 FOLDER = "patches"
+
+
+@dataclass(frozen=True, slots=True)
+class Computed:
+    """The patches of changes by id, and what an operator said of those for which it found none."""
+
+    made: dict[str, tuple[Patch, Change]] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
 
 
 def file_of(change_id: str) -> str:
@@ -24,17 +31,22 @@ def file_of(change_id: str) -> str:
     return f"{FOLDER}/{re.sub(r'[^A-Za-z0-9._-]+', '-', change_id).strip('-')}.safetensors"
 
 
-def kept(folder: Path, journal: Journal, change_id: str) -> tuple[WeightPatch, Change] | None:
-    """The patch of an earlier session of this run, if it is whole."""
-    for entry in journal.entries("patch"):
-        if entry["body"]["id"] == change_id:
-            change = Change(**(entry["body"] | {k: tuple(entry["body"][k]) for k in ("facts", "parameters")}))
-            try:
-                patch = WeightPatch.load(folder / change.file)
-            except PatchError:
-                return None
-            return (patch, change) if patch.digest == change.digest else None
-    return None
+def kept(folder: Path, journal: Journal, change_id: str) -> tuple[Patch, Change] | None:
+    """The patch of an earlier session of this run, if it is whole; one without a file has to be computed anew."""
+    changes = (part("change", entry, journal.path) for entry in reversed(journal.entries("patch")))
+    change = next((each for each in changes if each.id == change_id), None)
+    if change is None or not change.file:
+        return None
+    try:
+        patch = load_patch(folder / change.file)
+    except PatchError:
+        return None
+    return (patch, change) if patch.digest == change.digest else None
+
+
+def failed(journal: Journal) -> dict[str, str]:
+    """What operators said, in this run, of the changes for which they found no patch, by id."""
+    return {str(entry.get("id")): str(entry.get("text")) for entry in journal.entries("failed")}
 
 
 def compute(
@@ -47,19 +59,24 @@ def compute(
     operator: Any,
     source: str,
     seed: int,
-    call: Callable[[list[str]], Sequence[WeightPatch]],
-) -> list[tuple[WeightPatch, Change]]:
+    call: Callable[[list[str]], Sequence[Patch | MethodError]],
+) -> Computed:
     """The patches of changes: those kept are read; `call` computes the others, which are saved and journaled.
 
     `wanted` holds the facts of each change by its id, and `call` is given the ids of the missing ones. The time of a
-    call is shared evenly by what it gives.
+    call is shared evenly by what it gives. What it gives an error for is journaled too, and never tried again.
     """
     found = {change_id: kept(folder, journal, change_id) for change_id in wanted}
-    missing = [change_id for change_id, there in found.items() if there is None]
+    given_up = {change_id: text for change_id, text in failed(journal).items() if change_id in wanted}
+    missing = [change_id for change_id, there in found.items() if there is None and change_id not in given_up]
     began = time.perf_counter()
-    patches = call(missing) if missing else []
+    outcomes = call(missing) if missing else []
     seconds = (time.perf_counter() - began) / max(1, len(missing))
-    for change_id, patch in zip(missing, patches, strict=True):
+    for change_id, outcome in zip(missing, outcomes, strict=True):
+        if isinstance(outcome, MethodError):
+            journal.append("failed", id=change_id, text=str(outcome))
+            given_up[change_id] = str(outcome)
+            continue
         name, arm = change_id.split("/")[:2]
         change = Change(
             id=change_id,
@@ -70,21 +87,15 @@ def compute(
             settings=settings_of(operator),
             settings_source=source,
             seed=seed,
-            digest=patch.digest,
-            file=file_of(change_id),
+            digest=outcome.digest,
+            file=file_of(change_id) if outcome.savable else "",
             seconds=round(seconds, 3),
-            parameters=tuple(patch.deltas),
-            relative_norm=relative_norm(handle, patch),
-            notes=dict(patch.provenance.notes),
+            parameters=outcome.parameters,
+            relative_norm=outcome.relative_norm(handle),
+            notes=dict(outcome.provenance.notes),
         )
-        patch.save(folder / change.file)
+        if change.file:
+            outcome.save(folder / change.file)
         journal.append("patch", body={field: getattr(change, field) for field in Change.__slots__})
-        found[change_id] = patch, change
-    return [there for there in found.values() if there is not None]
-
-
-def relative_norm(handle: ModelHandle, patch: WeightPatch) -> float:
-    """Frobenius norm of the change over that of the weights it is added to."""
-    moved = sum(float(torch.linalg.vector_norm(d.dense(), dtype=torch.float64)) ** 2 for d in patch.deltas.values())
-    there = sum(float(torch.linalg.vector_norm(handle.parameter(n).detach().double())) ** 2 for n in patch.deltas)
-    return math.sqrt(moved / there) if there else math.inf
+        found[change_id] = outcome, change
+    return Computed({change_id: there for change_id, there in found.items() if there is not None}, given_up)

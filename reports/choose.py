@@ -11,17 +11,15 @@ from typing import TypeVar
 from editkit.data import DataError, FactBase
 from editkit.entries import Entry
 from editkit.handle import ModelHandle
-from editkit.scoring import Ask, tell_in_parts
-from probes.judge import classify, said_enough
+from probes.ask import ReplyStore, replies_to
+from probes.judge import classify
 from probes.verdict import Class
-from reports.record import Journal
-from reports.spec import FactsPart
+from reports.spec import AuditSpec, FactsPart
 from reports.watch import Watch
 
 T = TypeVar("T")
 SAMPLE = 24  # facts asked of each relation that may be changed
 SAMPLE_OTHERS = 3  # and of each other relation
-KNOWS_WITHIN = 8  # tokens of greedy text in which the object must come
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,46 +32,40 @@ class Chosen:
 
 
 def known_ids(
-    handle: ModelHandle, base: FactBase, entries: Sequence[Entry], journal: Journal, watch: Watch
+    handle: ModelHandle, base: FactBase, entries: Sequence[Entry], spec: AuditSpec, store: ReplyStore, watch: Watch
 ) -> frozenset[str]:
-    """Ids of those entries whose direct prompt the base model completes with the right object; asked once a run."""
-    told = {entry["id"]: entry["right"] for entry in journal.entries("known")}
-    todo = [entry for entry in entries if entry.id not in told]
+    """Ids of those entries whose direct prompt the base model completes with the right object. The replies go into the
+    store, where probes find them."""
     watch.phase("What the base model knows", len(entries))
-    watch.step(len(entries) - len(todo))
-    asks = [Ask(entry.fact.text) for entry in todo]
-    for places, answers in tell_in_parts(handle, asks, max_new_tokens=KNOWS_WITHIN, enough=said_enough):
-        for place, answer in zip(places, answers, strict=True):
-            entry = todo[place]
-            told[entry.id] = is_right(entry, answer.text, base.range_of(entry.relation))
-            journal.append("known", id=entry.id, text=answer.text, right=told[entry.id])
-        watch.step(len(places))
-    return frozenset(entry.id for entry in entries if told[entry.id])
+    prompts = [entry.fact.text for entry in entries]
+    replies = replies_to(handle, prompts, store=store, max_new_tokens=spec.max_new_tokens, progress=watch.at)
+    right = (e for e in entries if is_right(e, replies[e.fact.text].text, base.range_of(e.relation)))
+    return frozenset(entry.id for entry in right)
 
 
-def select(
-    handle: ModelHandle, base: FactBase, part: FactsPart, n: int | None, seed: int, journal: Journal, watch: Watch
-) -> Chosen:
-    """`n` facts to change, or all (None). Of a large data set no more facts are asked than are needed: first `SAMPLE`
-    of each relation (they serve as neighbours too), then more until `n` are known."""
-    candidates = _candidates(base, part)
-    order, others = spread(candidates, seed), spread([e for e in base.table.entries if e not in set(candidates)], seed)
-    relations = len({entry.relation for entry in candidates})
+def select(handle: ModelHandle, base: FactBase, spec: AuditSpec, store: ReplyStore, watch: Watch) -> Chosen:
+    """The facts that the spec wants changed. Of a large data set no more facts are asked than are needed: first
+    `SAMPLE` of each relation (they serve as neighbours too), then more until enough are known."""
+    part, n, order = spec.facts, spec.most, in_order(base, spec)
+    taken = set(order)
+    others = spread([entry for entry in base.table.entries if entry not in taken], spec.seed)
+    relations = len({entry.relation for entry in order})
     asked = len(order) if n is None else min(len(order), max(SAMPLE * relations, n))
     beside = [entry for group in _by_relation(others).values() for entry in group[:SAMPLE_OTHERS]]
     while True:
-        known = known_ids(handle, base, [*order[:asked], *beside], journal, watch)
+        known = known_ids(handle, base, [*order[:asked], *beside], spec, store, watch)
         if asked == len(order) or not part.known_only or sum(entry.id in known for entry in order[:asked]) >= (n or 0):
             return choose(base, part, order[:asked], n, known)
         asked = min(len(order), 2 * asked)
 
 
-def _candidates(base: FactBase, part: FactsPart) -> list[Entry]:
-    """The facts that may be changed. Raises DataError for a relation that is not there."""
-    unknown = set(part.relations) - set(base.relations)
+def in_order(base: FactBase, spec: AuditSpec) -> list[Entry]:
+    """The facts that may be changed, in the order in which they are taken. Raises DataError for an unknown relation."""
+    wanted = spec.facts.relations
+    unknown = set(wanted) - set(base.relations)
     if unknown:
         raise DataError(f"no relation {min(unknown)!r} in {base.name!r}; there is {', '.join(sorted(base.relations))}")
-    return [e for e in base.editable if not part.relations or e.relation in part.relations]
+    return spread([e for e in base.editable if not wanted or e.relation in wanted], spec.seed)
 
 
 def _by_relation(entries: Iterable[Entry]) -> dict[str, list[Entry]]:

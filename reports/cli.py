@@ -5,109 +5,144 @@ Exit codes: 0 every claim holds, 1 some claim does not hold, 3 not enough eviden
 
 from __future__ import annotations
 
-import re
 import shlex
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from editkit import __version__
-from editkit.models import DEFAULT_MODEL
 from reports import commands
 from reports.audit import run
 from reports.console import EXIT, Bars, one_line_errors, out
 from reports.listing import LISTS, show
 from reports.record import read_audit
 from reports.render import write_reports
-from reports.spec import AuditSpec, read_spec
+from reports.run_folder import default_folder
+from reports.spec import AuditSpec, read_spec, resolved
 from reports.verdicts import show_verdicts
 
+CODES = (
+    "Exit codes: 0 every claim holds (or the command did its work), 1 some claim does not hold, 3 not enough evidence, "
+    "2 bad input, 4 model or environment, 70 a bug."
+)
 app = typer.Typer(
     name="editkit",
     help="Change what a language model knows, then try hard to break the change.",
+    epilog=CODES,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-Model = Annotated[str, typer.Option("--model", "-m", help="Embedded model, folder, .gguf file or hub id.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, mps …")]
-Dtype = Annotated[str, typer.Option(help="float32, bfloat16, float16 or float64.")]
-Facts = Annotated[str, typer.Option(help="A data set by name, or your own .jsonl, .json or .csv file.")]
-Seed = Annotated[int, typer.Option(help="The same seed gives the same patches and questions.")]
-Number = Annotated[int | None, typer.Option("--n", help="How many facts; of your own file all by default.", min=1)]
+FACTS = (
+    "a data set by name, or your own .jsonl, .json or .csv file with the fields subject, relation, object, prompt "
+    "(with {} for the subject) and, for an edit, target_new."
+)
+
+Spec = Annotated[Path | None, typer.Argument(help="A spec in TOML; without one the default audit runs.")]
+Model = Annotated[str | None, typer.Option("--model", "-m", help="Embedded model, folder, .gguf file or hub id.")]
+Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda or mps.")]
+Dtype = Annotated[str | None, typer.Option("--dtype", help="float32, bfloat16, float16 or float64.")]
+Facts = Annotated[str | None, typer.Option("--facts", help=f"The facts to change: {FACTS}")]
+OwnFacts = Annotated[str, typer.Option("--facts", help=f"The facts: {FACTS}")]
+Forget = Annotated[str, typer.Option("--forget", help=f"The facts to forget: {FACTS}")]
+Number = Annotated[
+    int | None, typer.Option("--n", min=1, help="How many facts; by default 8 of a data set, all of your own file.")
+]
+AllFacts = Annotated[bool, typer.Option("--all-facts", help="Also facts that the model does not answer right.")]
+Seed = Annotated[int | None, typer.Option("--seed", help="The same seed gives the same patches and questions.")]
+Operators = Annotated[list[str] | None, typer.Option("--operator", "-o", help="May be given more than once.")]
+Operator = Annotated[str, typer.Option("--operator", "-o", help="`editkit list operators` shows what there is.")]
+Probes = Annotated[list[str] | None, typer.Option("--probe", "-p", help="May be given more than once.")]
 Pickle = Annotated[bool, typer.Option("--allow-pickle", help="Read pickle weights (they can run code).")]
 Remote = Annotated[bool, typer.Option("--trust-remote-code", help="Run the model author's code.")]
+Out = Annotated[Path | None, typer.Option("--out", help="The run folder; by default one below runs/.")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Begin anew instead of resuming.")]
+Save = Annotated[
+    Path,
+    typer.Option("--save", help="A new folder for the patched model: a normal transformers checkpoint, and the patch."),
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what an earlier --save wrote to that folder.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
+PLACES = {
+    "model": "model.name",
+    "device": "model.device",
+    "dtype": "model.dtype",
+    "allow_pickle": "model.allow_pickle",
+    "trust_remote_code": "model.trust_remote_code",
+    "facts": "facts.source",
+    "n": "facts.n",
+    "known_only": "facts.known_only",
+    "seed": "seed",
+    "operators": "operators",
+    "probes": "probes",
+}
+OPTIONS = {
+    place: "--" + {"known_only": "all-facts", "operators": "operator", "probes": "probe"}.get(name, name)
+    for name, place in PLACES.items()
+}
 
-@dataclass(frozen=True, slots=True)
-class Given:
-    """Options that were given, by their place in the spec."""
 
-    values: dict[str, Any]
-
-    def nested(self) -> dict[str, Any]:
-        spec: dict[str, Any] = {}
-        for place, value in self.values.items():
-            if value is None:
-                continue
-            *parents, leaf = place.split(".")
+def _asked(path: Path | None = None, **given: Any) -> AuditSpec:
+    """The spec of a command: that of a file or the default one, with the options that were given (by their names in
+    PLACES) on top; None is not given."""
+    spec: dict[str, Any] = {}
+    for name, value in given.items():
+        if value is not None:
+            *parents, leaf = PLACES[name].split(".")
             node = spec
             for parent in parents:
                 node = node.setdefault(parent, {})
             node[leaf] = value
-        return spec
+    return read_spec(path, spec, OPTIONS)
 
 
-def default_folder(spec: AuditSpec) -> Path:
-    """runs/<slug>-<key>: the same command finds the same folder again, so it resumes."""
-    slug = re.sub(r"[^a-z0-9]+", "-", "-".join([Path(spec.model.name).name, *(o.name for o in spec.operators)]).lower())
-    return Path("runs") / f"{slug.strip('-')[:60]}-{spec.key()[:8]}"
-
-
-@app.command()
+@app.command(epilog=CODES)
 def audit(
-    spec: Annotated[Path | None, typer.Argument(help="A spec in TOML; without one the default audit runs.")] = None,
-    model: Annotated[
-        str | None, typer.Option("--model", "-m", help="Embedded model, folder, .gguf file or hub id.")
-    ] = None,
-    operator: Annotated[list[str] | None, typer.Option("--operator", "-o", help="May be given more than once.")] = None,
-    facts: Annotated[str | None, typer.Option(help="A data set by name, or your own file.")] = None,
-    n: Annotated[
-        int | None, typer.Option("--n", help="How many facts; by default 8, of your own file all.", min=1)
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="The same seed gives the same patches and questions.")] = None,
-    out_folder: Annotated[Path | None, typer.Option("--out", help="The run folder.")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, mps …")] = None,
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, float16 or float64.")] = None,
-    all_facts: Annotated[bool, typer.Option("--all-facts", help="Also facts that the model does not know.")] = False,
+    spec: Spec = None,
+    model: Model = None,
+    operator: Operators = None,
+    facts: Facts = None,
+    n: Number = None,
+    all_facts: AllFacts = False,
+    seed: Seed = None,
+    out_folder: Out = None,
+    device: Device = None,
+    dtype: Dtype = None,
     allow_pickle: Pickle = False,
     trust_remote_code: Remote = False,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Begin anew instead of resuming.")] = False,
+    fresh: Fresh = False,
     debug: Debug = False,
 ) -> None:
     """Change a model, try to break the change, and write the report."""
     with one_line_errors(debug):
-        given = {
-            "model.name": model, "model.device": device, "model.dtype": dtype, "seed": seed,
-            "model.allow_pickle": allow_pickle or None, "model.trust_remote_code": trust_remote_code or None,
-            "facts.source": facts, "facts.n": n, "facts.known_only": False if all_facts else None,
-            "operators": [{"name": name} for name in operator] if operator else None,
-        }  # fmt: skip
-        resolved = read_spec(spec, Given(given).nested())
-        folder = out_folder or default_folder(resolved)
+        asked = resolved(
+            _asked(
+                spec,
+                model=model,
+                device=device,
+                dtype=dtype,
+                allow_pickle=allow_pickle or None,
+                trust_remote_code=trust_remote_code or None,
+                facts=facts,
+                n=n,
+                known_only=False if all_facts else None,
+                seed=seed,
+                operators=[{"name": name} for name in operator] if operator else None,
+            )
+        )
+        folder = out_folder or default_folder(asked)
         command = shlex.join(["editkit", *sys.argv[1:]])
         with Bars() as bars:
-            found = run(resolved, folder, watch=bars, command=command, fresh=fresh)
+            found = run(asked, folder, watch=bars, command=command, fresh=fresh)
         show_verdicts(found, folder)
     raise typer.Exit(EXIT[found.ruling()])
 
 
-@app.command()
+@app.command(epilog=CODES)
 def report(
     folder: Annotated[Path, typer.Argument(help="The folder of a finished audit.")],
     debug: Debug = False,
@@ -130,73 +165,112 @@ def list_(
         show(what)
 
 
-Save = Annotated[
-    Path, typer.Option(help="Folder for the patched model: a normal transformers checkpoint and the patch.")
-]
-
-
 @app.command()
 def edit(
-    facts: Facts,
+    facts: OwnFacts,
     save: Save,
-    operator: Annotated[str, typer.Option("--operator", "-o")] = "rome",
-    model: Model = DEFAULT_MODEL,
+    operator: Operator = "rome",
+    model: Model = None,
     n: Number = None,
-    seed: Seed = 0,
-    device: Device = "auto",
-    dtype: Dtype = "float32",
+    all_facts: AllFacts = False,
+    seed: Seed = None,
+    device: Device = None,
+    dtype: Dtype = None,
     allow_pickle: Pickle = False,
     trust_remote_code: Remote = False,
+    overwrite: Overwrite = False,
     debug: Debug = False,
 ) -> None:
-    """Edit facts in a model and save it."""
+    """Edit facts in a model, all in one change, and save it."""
     with one_line_errors(debug), Bars() as bars:
-        wish = commands.Wish("edit", facts, operator, model, n, seed, device, dtype, allow_pickle, trust_remote_code)
-        commands.change(wish, save, bars)
+        asked = _asked(
+            model=model,
+            device=device,
+            dtype=dtype,
+            allow_pickle=allow_pickle or None,
+            trust_remote_code=trust_remote_code or None,
+            facts=facts,
+            n=n,
+            known_only=False if all_facts else None,
+            seed=seed,
+            operators=[{"name": operator}],
+        )
+        commands.change("edit", asked, save, bars, overwrite=overwrite)
 
 
 @app.command()
 def unlearn(
-    forget: Annotated[str, typer.Option(help="Facts to forget: a data set by name, or your own file.")],
+    forget: Forget,
     save: Save,
-    operator: Annotated[str, typer.Option("--operator", "-o")] = "npo",
-    model: Model = DEFAULT_MODEL,
+    operator: Operator = "npo",
+    model: Model = None,
     n: Number = None,
-    seed: Seed = 0,
-    device: Device = "auto",
-    dtype: Dtype = "float32",
+    all_facts: AllFacts = False,
+    seed: Seed = None,
+    device: Device = None,
+    dtype: Dtype = None,
     allow_pickle: Pickle = False,
     trust_remote_code: Remote = False,
+    overwrite: Overwrite = False,
     debug: Debug = False,
 ) -> None:
     """Make a model forget facts and save it."""
     with one_line_errors(debug), Bars() as bars:
-        wish = commands.Wish(
-            "unlearn", forget, operator, model, n, seed, device, dtype, allow_pickle, trust_remote_code
+        asked = _asked(
+            model=model,
+            device=device,
+            dtype=dtype,
+            allow_pickle=allow_pickle or None,
+            trust_remote_code=trust_remote_code or None,
+            facts=forget,
+            n=n,
+            known_only=False if all_facts else None,
+            seed=seed,
+            operators=[{"name": operator}],
         )
-        commands.change(wish, save, bars)
+        commands.change("unlearn", asked, save, bars, overwrite=overwrite)
 
 
 @app.command()
 def probe(
-    facts: Facts,
+    facts: OwnFacts,
     patch: Annotated[
         Path | None,
-        typer.Option(help="A patch that `editkit edit --save` wrote; without one, the questions are listed."),
+        typer.Option(
+            "--patch", help="A patch that --save wrote; without one the questions are listed, and no model is loaded."
+        ),
     ] = None,
-    probes: Annotated[list[str] | None, typer.Option("--probe", "-p", help="May be given more than once.")] = None,
-    model: Model = DEFAULT_MODEL,
+    probes: Probes = None,
+    model: Model = None,
     n: Number = None,
-    seed: Seed = 0,
-    device: Device = "auto",
-    dtype: Dtype = "float32",
+    all_facts: AllFacts = False,
+    seed: Seed = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    allow_pickle: Pickle = False,
+    trust_remote_code: Remote = False,
     forget: Annotated[bool, typer.Option("--forget", help="The patch made the model forget the facts.")] = False,
     debug: Debug = False,
 ) -> None:
-    """Ask the probes' questions before and after a saved patch."""
+    """Ask the probes' questions before and after a saved patch, about the same facts: give --n, --seed … as then."""
     with one_line_errors(debug), Bars() as bars:
-        wish = commands.Wish("unlearn" if forget else "edit", facts, "", model, n, seed, device, dtype, False, False)
-        commands.probe(wish, patch, probes or [], bars)
+        asked = _asked(
+            model=model,
+            device=device,
+            dtype=dtype,
+            allow_pickle=allow_pickle or None,
+            trust_remote_code=trust_remote_code or None,
+            facts=facts,
+            n=n,
+            known_only=False if all_facts else None,
+            seed=seed,
+            probes=probes or None,
+        )
+        task = "unlearn" if forget else "edit"
+        if patch is None:
+            commands.listed(task, asked, bars)
+        else:
+            commands.probe(task, asked, patch, bars)
 
 
 def _version(wanted: bool) -> None:

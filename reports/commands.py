@@ -2,110 +2,195 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.text import Text
 
-from editkit.data import FactBase, load
+from editkit.data import FactBase, is_file, load
 from editkit.entries import Entry
+from editkit.errors import InputError
 from editkit.facts import ForgetRequest, Record
 from editkit.files import atomic_folder
 from editkit.handle import ModelHandle
-from editkit.models import LoadOptions
-from editkit.operators import configured, operator_class
-from editkit.patch import WeightPatch
-from probes.ask import Job, run_probes
-from probes.kinds import PROBES
+from editkit.operators import configured
+from editkit.patch import Patch, load_patch
+from probes.ask import Job, MemoryStore, run_probes
+from probes.kinds import PROBES, Context
 from probes.metrics import summarise
-from reports.choose import spread
+from probes.verdict import Class, Verdict
+from reports.choose import Chosen, in_order, select
 from reports.console import out, table
+from reports.spec import AuditSpec
 from reports.watch import Watch
-from reports.wording import told
+from reports.wording import CLASSES, metric_title, plural, probe_title, told, variant_title
 
 PATCH_FILE = "editkit_patch.safetensors"
 
 
-@dataclass(frozen=True, slots=True)
-class Wish:
-    """What a user of the command line asked for."""
+def change(task: str, spec: AuditSpec, save: Path, watch: Watch, *, overwrite: bool = False) -> None:
+    """Compute one patch for all facts, put it on, ask for the facts, and save checkpoint and patch in one folder.
 
-    task: str
-    facts: str
-    operator: str
-    model: str
-    n: int | None
-    seed: int
-    device: str
-    dtype: str
-    allow_pickle: bool
-    trust_remote_code: bool
-
-    def entries(self, base: FactBase) -> list[Entry]:
-        """The facts in the order of a user's file; of a shipped data set, `n` spread by seed."""
-        entries = list(base.editable) if base.own else spread(base.editable, self.seed)
-        if self.n and self.n > len(entries):
-            raise ValueError(f"asked for {self.n} facts, {self.facts} has {len(entries)}; use --n {len(entries)}")
-        if not base.own and not self.n:
-            raise ValueError(f"{self.facts!r} has {len(entries)} facts; say how many with --n")
-        return entries[: self.n]
-
-    def handle(self) -> ModelHandle:
-        options = LoadOptions(self.device, self.dtype, None, self.allow_pickle, self.trust_remote_code)
-        return ModelHandle.load(self.model, options)
-
-    def records(self, base: FactBase) -> list[Record]:
-        make = base.edit_record if self.task == "edit" else base.forget_record
-        return [make(entry, seed=self.seed) for entry in self.entries(base)]
-
-
-def change(wish: Wish, save: Path, watch: Watch) -> None:
-    """Compute one patch for all facts, put it on, and save checkpoint and patch in one folder."""
-    task, _ = operator_class(wish.operator)
-    if task != wish.task:
-        raise ValueError(f"{wish.operator!r} is an operator for `editkit {task}`; `editkit list operators` shows all")
-    base = load(wish.facts)
-    records = wish.records(base)
-    watch.phase(f"Loading {wish.model}")
-    handle = wish.handle()
-    operator, source = configured(wish.operator, handle)
-    watch.phase(f"{wish.operator} on {len(records)} facts")
-    patch = operator(handle, _request(wish, base, records), seed=wish.seed)
+    What cannot be saved is refused before a model is loaded. Exit code 0 says that it was saved, not that it took.
+    """
+    [part] = spec.operators
+    if part.task != task:
+        raise InputError(f"{part.name!r} is an operator for `editkit {part.task}`; `editkit list operators` shows all")
+    check_save(save, spec, overwrite=overwrite)
+    base = load(spec.facts.source)
+    watch.phase(f"Loading {spec.model.name}")
+    handle = ModelHandle.load(spec.model.name, spec.model.options())
+    operator, source = configured(part.name, handle, part.settings)
+    store = MemoryStore()
+    chosen = select(handle, base, spec, store, watch)
+    records = _records(task, base, chosen.entries, spec.seed, chosen)
+    watch.phase(f"{part.name} on {plural(len(records), 'fact')}")
+    request = _request(task, spec, base, records, chosen)
+    progress = _training(watch) if task == "unlearn" else _steps(watch)
+    patch = operator(handle, request, seed=spec.seed, progress=progress)
+    watch.phase("Asking the changed model")
+    jobs = [Job("rewrite", record) for record in records]
+    verdicts = run_probes(
+        handle,
+        [patch],
+        jobs,
+        seed=spec.seed,
+        store=store,
+        progress=watch.at,
+        max_new_tokens=spec.max_new_tokens,
+    )
     watch.phase("Saving")
-    with handle.patched(patch), atomic_folder(save) as folder:
+    _save(handle, patch, save)
+    facts = plural(len(records), "fact")
+    for line in (f"{part.name} ({source}) on {facts}: {save}", *_passed_over(chosen), took(task, verdicts)):
+        out.print(Text(line), soft_wrap=True)
+
+
+def check_save(save: Path, spec: AuditSpec, *, overwrite: bool = False) -> None:
+    """Raises InputError where --save would replace anything but an earlier save, and that only with `overwrite`."""
+    place = save.resolve()
+    if place.exists() and not place.is_dir():
+        raise InputError(f"--save {save} is a file; name a new folder")
+    if above := next((each for each in place.parents if each.exists() and not each.is_dir()), None):
+        raise InputError(f"--save {save} lies below the file {above}; name a new folder")
+    for option, name in (("facts", spec.facts.source), ("model", spec.model.name)):
+        given = Path(name).expanduser() if option == "model" else Path(name)
+        local = is_file(name) if option == "facts" else given.exists()
+        if local and place in (given.resolve(), *given.resolve().parents):
+            raise InputError(f"--save {save} would replace the {option} {name}; name a new folder")
+    if not place.is_dir() or not any(place.iterdir()):
+        return
+    if not (place / PATCH_FILE).is_file():
+        raise InputError(f"--save {save} is a folder that holds other files; name a new folder")
+    if not overwrite:
+        raise InputError(f"--save {save} holds an earlier save; name a new folder, or pass --overwrite to replace it")
+
+
+def _save(handle: ModelHandle, patch: Patch, save: Path) -> None:
+    with handle.patched(patch), atomic_folder(save, mark=PATCH_FILE) as folder:
         handle.save(folder / "model")
         for file in (folder / "model").iterdir():
             file.rename(folder / file.name)
         (folder / "model").rmdir()
         patch.save(folder / PATCH_FILE)
-    out.print(Text(f"{wish.operator} ({source}) on {len(records)} facts: {save}"), soft_wrap=True)
 
 
-def _request(wish: Wish, base: FactBase, records: Sequence[Record]) -> object:
-    if wish.task == "edit":
-        return [record.edit for record in records]  # type: ignore[union-attr]
-    retain = base.retain_examples([record.id for record in records], 2 * len(records) + 16, wish.seed)
-    return ForgetRequest(tuple(e for r in records for e in r.examples), retain)  # type: ignore[union-attr]
+def _records(
+    task: str, base: FactBase, entries: Sequence[Entry], seed: int, chosen: Chosen | None = None
+) -> list[Record]:
+    make = base.edit_record if task == "edit" else base.forget_record
+    return [make(entry, seed=seed, known=chosen.known if chosen else None) for entry in entries]
 
 
-def probe(wish: Wish, patch: Path | None, names: Sequence[str], watch: Watch) -> None:
-    """Ask the questions before and after a patch; without one, only list them."""
-    for name in names:
-        PROBES[name]
-    base = load(wish.facts)
-    records = wish.records(base)
-    handle = wish.handle()
-    patches = [WeightPatch.load(patch)] if patch else []
-    jobs = [Job(name, record) for record in records for name in (names or PROBES.names())]
+def _request(task: str, spec: AuditSpec, base: FactBase, records: Sequence[Any], chosen: Chosen) -> Any:
+    if task == "edit":
+        return [record.edit for record in records]
+    retain = base.retain_examples([record.id for record in records], spec.facts.retain, spec.seed, chosen.known)
+    return ForgetRequest(tuple(example for record in records for example in record.examples), retain)
+
+
+def _steps(watch: Watch) -> Any:
+    return lambda what, done, total: watch.step(0, note=f"{what} {done}/{total}")
+
+
+def _training(watch: Watch) -> Any:
+    return lambda step: watch.at(step.steps, step.step)
+
+
+def _passed_over(chosen: Chosen) -> Iterator[str]:
+    for reason, number in chosen.passed_over.items():
+        yield f"{plural(number, 'fact')} passed over: {reason} (--all-facts changes them too)."
+
+
+def took(task: str, verdicts: Sequence[Verdict]) -> str:
+    """What the changed model answers at the facts' own prompts, in a sentence or more."""
+    edit = task == "edit"
+    gone = (Class.OLD, Class.DEGENERATE)
+    count = sum(v.class_after is Class.NEW if edit else v.class_after not in gone for v in verdicts)
+    babble = sum(v.class_after is Class.DEGENERATE for v in verdicts)
+    give = "give the new answer" if edit else "no longer give the old answer"
+    sentences = [f"{count} of {plural(len(verdicts), 'fact')} {give}, asked by the fact's own prompt."]
+    if babble:
+        sentences.append(f"Degenerate text comes for {babble} of them.")
+    if not count:
+        sentences.append("The change did not take: what was saved does not do what was asked.")
+    return " ".join(sentences)
+
+
+# Probing --
+
+
+def probe(task: str, spec: AuditSpec, patch: Path, watch: Watch) -> None:
+    """Ask the questions before and after a patch."""
+    read = load_patch(patch)
+    base = load(spec.facts.source)
+    watch.phase(f"Loading {spec.model.name}")
+    handle = ModelHandle.load(spec.model.name, spec.model.options())
+    with handle.patched(read):
+        pass  # a patch of another model is refused before anything is asked
+    store = MemoryStore()
+    chosen = select(handle, base, spec, store, watch)
+    records = _records(task, base, chosen.entries, spec.seed, chosen)
+    jobs = [Job(name, record) for record in records for name in spec.probes]
     watch.phase("Asking")
-    verdicts = run_probes(handle, patches, jobs, seed=wish.seed, progress=watch.at)
+    verdicts = run_probes(
+        handle,
+        [read],
+        jobs,
+        seed=spec.seed,
+        store=store,
+        progress=watch.at,
+        max_new_tokens=spec.max_new_tokens,
+    )
     rows = [
-        (v.case.probe, v.case.variant, v.case.prompt, v.answer.before.text, v.answer.after.text, v.class_after.value)
+        (*_named(v.case.probe, v.case.variant), v.case.prompt, v.answer.before.text, v.answer.after.text,
+         CLASSES[v.class_after])
         for v in verdicts
-    ]
-    table("Questions", ("probe", "variant", "prompt", "before", "after", "class"), rows)
-    figures = summarise(verdicts, task=wish.task, seed=wish.seed)  # type: ignore[arg-type]
+    ]  # fmt: skip
+    table("Questions", ("probe", "variant", "prompt", "before", "after", "it is"), rows)
+    figures = summarise(verdicts, task=task, level=spec.level, seed=spec.seed)  # type: ignore[arg-type]
     whole = [f for f in figures if f.stratum is None and f.variant is None and f.after.value is not None]
-    before = [(f.metric, told(f.before) if f.before else "", told(f.after)) for f in whole]
-    table("Figures", ("metric", "before", "after"), before)
+    shown = [(metric_title(f.metric), told(f.before) if f.before else "", told(f.after)) for f in whole]
+    table("Figures", ("metric", "before", "after"), shown)
+
+
+def listed(task: str, spec: AuditSpec, watch: Watch) -> None:
+    """List the questions that can be had without a model: the first round of each probe, whether or not it knows the
+    facts."""
+    base = load(spec.facts.source)
+    entries = in_order(base, spec)[: spec.number(spec.operators[0])]
+    context = Context(spec.seed)
+    rows = [
+        (*_named(case.probe, case.variant), case.prompt)
+        for record in _records(task, base, entries, spec.seed)
+        for name in spec.probes
+        for case in next(PROBES[name](record, context), [])
+    ]
+    table("Questions", ("probe", "variant", "prompt"), rows)
+    note = "No model was asked: it may not know some of these facts, and which words are key words only it can tell."
+    out.print(Text(f"{plural(len(rows), 'question')}. {note} With --patch all are asked."), soft_wrap=True)
+
+
+def _named(probe: str, variant: str) -> tuple[str, str]:
+    return probe_title(probe), variant_title(variant)

@@ -1,25 +1,33 @@
-"""The terminal: progress, tables, one-line errors. Text of models is never read as markup."""
+"""The terminal: progress, tables, one-line errors. Text of models and facts is never read as markup, and nothing of it
+that a terminal would obey, or that turns the text around it, gets there: `clean` shows it instead.
+
+Exit codes of errors: 2 bad input, 4 model, environment, or a method that finds no change (see editkit/errors.py), 70 a
+bug. None is 1, which says that a claim does not hold.
+"""
 
 from __future__ import annotations
 
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from jinja2 import TemplateError
+import torch
+import typer
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.padding import Padding
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Column, Table
 from rich.text import Text
 
-from editkit.data import DataError
-from editkit.models import ModelError
-from editkit.patch import PatchError
+from editkit import __version__
+from editkit.errors import EditkitError, UnableError
 from probes.estimate import Ruling
-from reports.record import RecordError
+from reports.present import clean, present
 
-BAD_INPUT, MODEL_OR_ENVIRONMENT = 2, 4
+BAD_INPUT, MODEL_OR_ENVIRONMENT, BUG = 2, 4, 70  # 70: EX_SOFTWARE of sysexits.h
 EXIT = {Ruling.HOLDS: 0, Ruling.FAILS: 1, Ruling.UNDECIDED: 3}
 STYLES = {Ruling.HOLDS: "green", Ruling.FAILS: "red", Ruling.UNDECIDED: "yellow"}
 
@@ -27,17 +35,27 @@ out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 
 
+class _Count(ProgressColumn):
+    """ "3/8"; nothing for a phase whose number of steps nobody knows."""
+
+    def render(self, task: Task) -> Text:
+        counted = task.fields["counted"] and task.total
+        return Text(f"{int(task.completed)}/{int(task.total or 0)}" if counted else "", style="progress.download")
+
+
 class Bars:
     """Progress on the terminal: one bar a phase; where there is no terminal, one line when a phase begins."""
 
-    def __init__(self) -> None:
+    def __init__(self, console: Console = err) -> None:
+        self._console = console
         self._progress = Progress(
             TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True)),
             BarColumn(bar_width=16),
-            MofNCompleteColumn(table_column=Column(no_wrap=True, min_width=9)),
+            _Count(table_column=Column(no_wrap=True, min_width=9, justify="right")),
             TimeElapsedColumn(table_column=Column(no_wrap=True, min_width=7)),
             TextColumn("{task.fields[note]}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis")),
-            console=err,
+            console=console,
+            disable=not console.is_terminal,
         )
         self._task: TaskID | None = None
 
@@ -50,60 +68,131 @@ class Bars:
 
     def phase(self, title: str, total: int | None = None) -> None:
         self._close()
-        self._task = self._progress.add_task(title, total=total, note="")
+        if not self._console.is_terminal:
+            self.say(title)
+        self._task = self._progress.add_task(clean(title), total=total, note="", counted=total is not None)
 
     def step(self, n: int = 1, note: str = "") -> None:
         if self._task is not None:
-            self._progress.update(self._task, advance=n, note=note)
+            self._progress.update(self._task, advance=n, note=present(note, _NOTE) if note else "")
 
     def at(self, total: int, done: int) -> None:
         if self._task is not None:
-            self._progress.update(self._task, total=total, completed=done)
+            self._progress.update(self._task, total=total, completed=done, counted=True)
 
     def say(self, text: str) -> None:
-        self._progress.console.print(Text(text))
+        self._console.print(Text(clean(text)), soft_wrap=not self._console.is_terminal)
 
     def _close(self) -> None:
+        """Leave the bar of a phase that is over full, and its clock standing."""
         if self._task is not None:
             task = self._progress.tasks[-1]
-            self._progress.update(
-                self._task, total=task.total or task.completed, completed=task.total or task.completed
-            )
+            end = task.total or task.completed or 1
+            self._progress.update(self._task, total=end, completed=end)
             self._progress.stop_task(self._task)
+
+
+_NOTE = 80  # characters of what a step says of itself
 
 
 @contextmanager
 def one_line_errors(debug: bool) -> Iterator[None]:
-    """End the command with one line and the right exit code for what a user can mend; `debug` shows the traceback."""
+    """End the command with one line and the right exit code for what a user can mend; `debug` shows the traceback too.
+    What nobody foresaw is a bug: it is said to be one, with its traceback, and has an exit code of its own."""
     try:
         yield
-    except (DataError, PatchError, RecordError, ModelError, ValueError, KeyError, OSError, TemplateError) as error:
-        if debug:
-            raise
-        leave(error)
+    except (typer.Exit, typer.Abort):
+        raise
     except KeyboardInterrupt:
         err.print(Text("stopped; the same command goes on from where it was"))
         sys.exit(130)
+    except Exception as error:
+        leave(error, debug)
 
 
-def leave(error: Exception) -> None:
+def leave(error: Exception, debug: bool = False) -> None:
     """Say what is wrong and exit."""
-    environment = isinstance(error, ModelError | OSError)
-    text = str(error) if not isinstance(error, OSError) else f"{error.filename or 'output'}: {error.strerror or error}"
-    if isinstance(error, OSError) and error.filename is None and error.errno is not None:
-        text = f"cannot write: {error.strerror}; free some space, then the same command goes on from where it was"
-    err.print(Text.assemble(("error: ", "bold red"), text))
-    sys.exit(MODEL_OR_ENVIRONMENT if environment else BAD_INPUT)
+    code = code_of(error)
+    if debug or code == BUG:
+        lines = "".join(traceback.format_exception(error)).split("\n")
+        err.print(Text("\n".join(map(clean, lines))), soft_wrap=True)
+    what = "bug: " if code == BUG else "error: "
+    err.print(
+        Text.assemble((what, "bold red"), clean(_told(error, code))), soft_wrap=not err.is_terminal
+    )  # a log: one line
+    sys.exit(code)
+
+
+def code_of(error: Exception) -> int:
+    """The exit code of an error."""
+    if isinstance(error, UnableError | OSError) or _out_of_memory(error):
+        return MODEL_OR_ENVIRONMENT
+    return BAD_INPUT if isinstance(error, EditkitError) else BUG
+
+
+def _out_of_memory(error: Exception) -> bool:
+    on_cpu = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)  # torch has no class for it
+    return on_cpu or isinstance(error, MemoryError | torch.OutOfMemoryError)
+
+
+def _told(error: Exception, code: int) -> str:
+    if code == BUG:
+        return (
+            f"{type(error).__name__} in editkit {__version__} or in an extension of it, not in what you gave; please "
+            "report it, with the lines above, in editkit's issue tracker"
+        )
+    if _out_of_memory(error):
+        return "out of memory; use a smaller model, fewer facts or a narrower --dtype, or free some"
+    if not isinstance(error, OSError):
+        return str(error)
+    if error.filename is None and error.errno is not None:
+        return f"cannot write: {error.strerror}; free some space, then the same command goes on from where it was"
+    return f"{error.filename or 'output'}: {error.strerror or error}"
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str | Text]]) -> None:
-    """Print a table; every cell is plain text."""
-    drawn = Table(title=Text(title), title_justify="left", title_style="bold", header_style="bold", box=box.SIMPLE_HEAD)
-    for column in columns:
-        drawn.add_column(Text(column), overflow="fold")
-    for row in rows:
-        drawn.add_row(*[cell if isinstance(cell, Text) else Text(cell) for cell in row])
+    """Print a table; every cell is plain text. Where its longest words do not fit side by side, each row is a block."""
+    cells = [[_plain(cell) for cell in row] for row in rows]
+    least = [max((_longest_word(row[i]) for row in cells), default=0) for i in range(len(columns))]
+    if cells and columns:
+        least[0] = max(row[0].cell_len for row in cells)  # a name that is cut in two cannot be used
+    least = [max(width, len(column)) for width, column in zip(least, columns, strict=True)]
+    if sum(least) + 3 * len(least) > out.width:
+        _blocks(title, columns, cells)
+        return
+    drawn = Table(
+        title=_plain(title), title_justify="left", title_style="bold", header_style="bold", box=box.SIMPLE_HEAD
+    )
+    for i, (column, width) in enumerate(zip(columns, least, strict=True)):
+        drawn.add_column(Text(column), overflow="fold", min_width=width, no_wrap=i == 0)
+    for row in cells:
+        drawn.add_row(*row)
     out.print(drawn)
+
+
+_WORD = 24  # characters; a longer word may be folded
+_ROOM = 30  # characters of a value that shares its line with others
+
+
+def _plain(cell: str | Text) -> Text:
+    return Text(clean(cell.plain), style=cell.style) if isinstance(cell, Text) else Text(clean(cell))
+
+
+def _longest_word(cell: Text) -> int:
+    return min(_WORD, max(map(cell_len, cell.plain.split()), default=0))
+
+
+def _blocks(title: str, columns: Sequence[str], rows: Sequence[Sequence[Text]]) -> None:
+    """A table for a narrow terminal: the first cell of a row, and under it the others with their columns' names."""
+    out.print(Text(clean(title), style="bold"))
+    for row in rows:
+        out.print(Text(row[0].plain, style="bold"))
+        named = [(column, cell) for column, cell in zip(columns[1:], row[1:], strict=True) if cell.plain]
+        short = [Text.assemble((f"{column}: ", "dim"), cell) for column, cell in named if cell.cell_len <= _ROOM]
+        long = [Text.assemble((f"{column}: ", "dim"), cell) for column, cell in named if cell.cell_len > _ROOM]
+        for text in [Text(", ").join(short)] * bool(short) + long:
+            out.print(Padding(text, (0, 0, 0, 2)))
+    out.print()
 
 
 def ruling_text(ruling: Ruling) -> Text:

@@ -44,11 +44,12 @@ class Quote:
 
 @dataclass(frozen=True, slots=True)
 class Banner:
-    """The answer in two words, and the sentence that goes with it."""
+    """The answer in two words, the sentence that goes with it, and what it is about, a line each."""
 
     verdict: str
     text: str
     tone: str = "plain"
+    lines: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +86,9 @@ class Table:
     """Rows of plain texts under a caption; columns are told by their position.
 
     `numeric` columns hold numbers, `quoted` ones text of a model or a prompt, `verdict` is the column that gets the
-    row's tone as a badge. `filterable` asks HTML for a filter box, with a choice for each column in `choices`. `tones`
-    has one tone a row. `note` explains the columns, a line each.
+    row's tone as a badge. `hints` has a text a row that explains its cell in column `hinted`. `filterable` asks HTML
+    for a filter box, with a choice for each column in `choices`. `tones` has one tone a row. `note` explains the
+    columns, a line each.
     """
 
     caption: str
@@ -98,27 +100,32 @@ class Table:
     quoted: tuple[int, ...] = ()
     choices: tuple[int, ...] = ()
     verdict: int | None = None
+    hints: tuple[str, ...] = ()
+    hinted: int = 1
     note: str = ""
 
     def __post_init__(self) -> None:
         for row in self.rows:
             if len(row) != len(self.columns):
                 raise ValueError(f"table {self.caption!r} has {len(self.columns)} columns and a row of {len(row)}")
-        if self.tones and len(self.tones) != len(self.rows):
-            raise ValueError(f"table {self.caption!r} has {len(self.rows)} rows and {len(self.tones)} tones")
+        for name, texts in (("tones", self.tones), ("hints", self.hints)):
+            if texts and len(texts) != len(self.rows):
+                raise ValueError(f"table {self.caption!r} has {len(self.rows)} rows and {len(texts)} {name}")
 
 
 @dataclass(frozen=True, slots=True)
 class Chart:
     """A Vega-Lite specification, what it shows in words, and the table that says the same.
 
-    Colours in `spec` are those of PALETTE: a renderer puts its theme's in their place.
+    Colours in `spec` are those of PALETTE: a renderer puts its theme's in their place. `narrow` is the same drawing for
+    a narrow screen.
     """
 
     title: str
     spec: Mapping[str, Any]
     description: str
     table: Table | None = None
+    narrow: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,12 +138,20 @@ class Details:
 
 @dataclass(frozen=True, slots=True)
 class Cards:
-    """Big numbers side by side: (label, value, tone)."""
+    """Big numbers side by side: (label, value, tone); `notes` has a text each that explains the label."""
 
     items: tuple[tuple[str, str, str], ...]
+    notes: tuple[str, ...] = ()
 
 
-Block = Heading | Text | Banner | Quote | Exchanges | Code | Table | Chart | Details | Cards
+@dataclass(frozen=True, slots=True)
+class Bullets:
+    """A list of texts."""
+
+    items: tuple[str, ...]
+
+
+Block = Heading | Text | Banner | Quote | Exchanges | Code | Table | Chart | Details | Cards | Bullets
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ import torch
 
 import editkit
 import probes
+from editkit.data import data_folder
 from editkit.handle import ModelHandle
 from editkit.models import EMBEDDED
 
@@ -20,15 +21,21 @@ SOURCES = {".py", ".toml", ".html", ".css", ".js"}
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "scipy", "pandas", "gguf")
 
 
-def code_digest() -> str:
-    """sha256 over editkit's own source and presets: two runs with the same digest ran the same code."""
+def _code_digest() -> str:
+    """sha256 over editkit's own source, its presets and the cards of its data sets: two runs with the same digest ran
+    the same code on the same facts that come along."""
     state = hashlib.sha256()
     roots = [Path(str(package.__file__)).parent for package in (editkit, probes)] + [Path(__file__).parent]
     for root in roots:
         for path in sorted(p for p in root.rglob("*") if p.suffix in SOURCES):
             state.update(f"{root.name}/{path.relative_to(root)} ".encode())
             state.update(path.read_bytes())
+    for card in sorted(data_folder().glob("*/card.toml")):
+        state.update(card.read_bytes())
     return state.hexdigest()
+
+
+CODE = _code_digest()  # of the files as they are when they are imported; they may change while a run goes on
 
 
 def environment(handle: ModelHandle) -> dict[str, Any]:
@@ -40,9 +47,9 @@ def environment(handle: ModelHandle) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "device": str(handle.device),
         "dtype": str(handle.dtype).removeprefix("torch."),
-        "attention": handle.model.config._attn_implementation,
+        "attention": handle.attention_implementation,
         "editkit": editkit.__version__,
-        "code": code_digest(),
+        "code": CODE,
         "packages": {name: _version(name) for name in PACKAGES},
     }
 

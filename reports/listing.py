@@ -10,6 +10,7 @@ from typing import Any
 
 from editkit.arch import ARCHITECTURES
 from editkit.data import datasets
+from editkit.errors import InputError
 from editkit.models import EMBEDDED
 from editkit.operators import EDITS, UNLEARNERS
 from probes.kinds import PROBES
@@ -91,9 +92,9 @@ LISTS: dict[str, Callable[[], Rows]] = {
 
 
 def show(what: str) -> None:
-    """Print one list. Raises ValueError with the near names for an unknown one."""
+    """Print one list. Raises InputError with the near names for an unknown one."""
     if what not in LISTS:
         near = difflib.get_close_matches(what, LISTS) or list(LISTS)
-        raise ValueError(f"nothing to list under {what!r}; there is {', '.join(near)}")
+        raise InputError(f"nothing to list under {what!r}; there is {', '.join(near)}")
     columns, rows = LISTS[what]()
     table(what, columns, rows)

@@ -7,26 +7,23 @@ takes what stands behind the last such line. A torn last line (a kill in mid-wri
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
 from probes.ask import Key
 from probes.estimate import Estimate, Ruling
 from probes.metrics import Row
 from probes.verdict import Reply, Verdict
+from reports.lines import RecordError, cut_torn_tail, damaged, finite, line_of, read_lines
 
 FORMAT = "editkit-audit/1"
 JOURNAL = "audit.jsonl"
-
-
-class RecordError(ValueError):
-    """A run folder whose record cannot be read; says which file and line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +55,12 @@ class Change:
     digest: str
     file: str  # within the run folder, "" where it was not kept
     seconds: float
-    parameters: tuple[str, ...]  # names of what moved
-    relative_norm: float  # Frobenius norm of the change over that of the weights it is added to
+    parameters: tuple[str, ...]  # names of the parameters or modules that it changes
+    relative_norm: float | None  # Frobenius norm of the change over that of the weights it is added to, if to any
     notes: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "notes", finite(self.notes))  # as they will be read again
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,9 +128,43 @@ class Audit:
         return Ruling.UNDECIDED if Ruling.UNDECIDED in rulings or not rulings else Ruling.HOLDS
 
 
+@dataclass(frozen=True, slots=True)
+class _Head:
+    """The fields of an audit that stand in the "results" line itself."""
+
+    spec: Mapping[str, Any]
+    environment: Mapping[str, Any]
+    model: Mapping[str, Any]
+    passed_over: Mapping[str, int]
+    command: str
+    started: str
+    seconds: float
+    notes: tuple[str, ...]
+
+
 _PARTS = {"fact": FactRow, "change": Change, "judged": Judged, "figure": Figure, "claim": Claim}
 _ADAPTERS: dict[str, TypeAdapter[Any]] = {kind: TypeAdapter(part) for kind, part in _PARTS.items()}
-_REPLY = TypeAdapter(Reply)
+_REPLY = TypeAdapter(tuple[Key, Reply])
+_RESULTS = TypeAdapter(_Head)
+
+
+def part(kind: str, entry: Mapping[str, Any], path: Path) -> Any:
+    """What an entry of the journal holds. Raises RecordError where it does not."""
+    return _valid(_ADAPTERS[kind], entry.get("body"), entry, path)
+
+
+def _reply(entry: Mapping[str, Any], path: Path) -> tuple[Key, Reply]:
+    found: tuple[Key, Reply] = _valid(_REPLY, (entry.get("key"), entry.get("reply")), entry, path)
+    return found
+
+
+def _valid(adapter: TypeAdapter[Any], given: Any, entry: Mapping[str, Any], path: Path) -> Any:
+    try:
+        return adapter.validate_python(given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise RecordError(damaged(path, entry, f"{place}: {first['msg']}" if place else first["msg"])) from None
 
 
 class Journal:
@@ -138,24 +172,34 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._entries = list(_read(path)) if path.exists() else []
-        replies = (entry for entry in self._entries if entry["kind"] == "reply")
-        self._replies = {Key(*entry["key"]): _REPLY.validate_python(entry["reply"]) for entry in replies}
+        self._entries = list(read_lines(path)) if path.exists() else []
+        self._replies = dict(_reply(entry, path) for entry in self._entries if entry["kind"] == "reply")
         self._stream: TextIO | None = None
+        self._opened, self._before = time.perf_counter(), _spent(self._entries)
 
     def entries(self, kind: str) -> list[dict[str, Any]]:
         return [entry for entry in self._entries if entry["kind"] == kind]
 
     def append(self, kind: str, **body: Any) -> None:
-        """Add a line; it is on its way to the disk when this returns."""
-        entry = {"kind": kind, **body}
+        """Add a line; it is on its way to the disk when this returns. `at`: seconds since the journal was opened."""
+        entry = {"kind": kind, "at": round(time.perf_counter() - self._opened, 3), **body}
         if self._stream is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            _cut_torn_tail(self.path)
+            cut_torn_tail(self.path)
             self._stream = self.path.open("a", encoding="utf-8", newline="\n")
-        self._stream.write(json.dumps(entry, allow_nan=False) + "\n")  # ASCII, so that lone surrogates can be kept
+        self._stream.write(line_of(entry))
         self._stream.flush()
         self._entries.append(entry)
+
+    @property
+    def started(self) -> str:
+        """When the first session began, ISO 8601 in UTC; "" where none did."""
+        return next((str(entry.get("started", "")) for entry in self.entries("session")), "")
+
+    @property
+    def seconds(self) -> float:
+        """What all sessions of the run took together; of one that was killed, up to its last line."""
+        return self._before + time.perf_counter() - self._opened
 
     def get(self, key: Key) -> Reply | None:
         return self._replies.get(key)
@@ -163,7 +207,14 @@ class Journal:
     def put(self, replies: Sequence[tuple[Key, Reply]]) -> None:
         for key, reply in replies:
             self._replies[key] = reply
-            self.append("reply", key=list(key), reply=_REPLY.dump_python(reply, mode="json"))
+            kept_key, kept = _REPLY.dump_python((key, reply), mode="json")
+            self.append("reply", key=kept_key, reply=kept)
+        self._sync()
+
+    def _sync(self) -> None:
+        """Have what was written on the disk."""
+        if self._stream is not None:
+            os.fsync(self._stream.fileno())
 
     def finish(self, audit: Audit) -> None:
         """Write the results; the run is complete when this returns."""
@@ -171,8 +222,7 @@ class Journal:
         for kind, item in _items(audit):
             self.append(kind, body=_ADAPTERS[kind].dump_python(item, mode="json"))
         self.append("end")
-        assert self._stream is not None
-        os.fsync(self._stream.fileno())
+        self._sync()
         self.close()
 
     @property
@@ -185,7 +235,7 @@ class Journal:
             self._stream = None
 
 
-_HEAD = ("spec", "environment", "model", "passed_over", "command", "started", "seconds", "notes")
+_HEAD = tuple(_Head.__slots__)
 
 
 def _head(audit: Audit) -> dict[str, Any]:
@@ -205,17 +255,17 @@ def read_audit(folder: Path) -> Audit:
     path = Path(folder) / JOURNAL
     if not path.is_file():
         raise RecordError(f"{folder} holds no {JOURNAL}; give the folder of an audit run")
-    entries = list(_read(path))
+    entries = list(read_lines(path))
     starts = [place for place, entry in enumerate(entries) if entry["kind"] == "results"]
     if not starts or entries[-1]["kind"] != "end":
         raise RecordError(f"{path} is of a run that did not finish; run the same `editkit audit` command to resume it")
     head, rest = entries[starts[-1]], entries[starts[-1] + 1 : -1]
     if head.get("format") != FORMAT:
         raise RecordError(f"{path} has format {head.get('format')!r}, this version reads {FORMAT!r}")
-    parts = {kind: [_ADAPTERS[kind].validate_python(e["body"]) for e in rest if e["kind"] == kind] for kind in _PARTS}
+    results = _valid(_RESULTS, head, head, path)
+    parts = {kind: [part(kind, entry, path) for entry in rest if entry["kind"] == kind] for kind in _PARTS}
     return Audit(
-        **{name: head[name] for name in _HEAD if name != "notes"},
-        notes=tuple(head["notes"]),
+        **{name: getattr(results, name) for name in _HEAD},
         facts=tuple(parts["fact"]),
         changes=tuple(parts["change"]),
         judged=tuple(parts["judged"]),
@@ -224,25 +274,11 @@ def read_audit(folder: Path) -> Audit:
     )
 
 
-def _read(path: Path) -> Iterator[dict[str, Any]]:
-    """Entries of the journal; a torn last line is passed over, any other broken line is an error."""
-    with path.open("rb") as stream:
-        for number, line in enumerate(stream, 1):
-            if not line.endswith(b"\n"):
-                return
-            try:
-                entry = json.loads(line)
-            except ValueError as error:  # no JSON, or no UTF-8
-                raise RecordError(f"{path}, line {number} is no JSON ({error}); the record is damaged") from None
-            if not isinstance(entry, dict) or "kind" not in entry:
-                raise RecordError(f"{path}, line {number} is no entry of a record; the record is damaged")
-            yield entry
-
-
-def _cut_torn_tail(path: Path) -> None:
-    if not path.exists():
-        return
-    with path.open("rb+") as stream:
-        data = stream.read()
-        if data and not data.endswith(b"\n"):
-            stream.truncate(data.rfind(b"\n") + 1)
+def _spent(entries: Iterable[Mapping[str, Any]]) -> float:
+    """Seconds of all sessions; each begins with an entry of that kind."""
+    total = last = 0.0
+    for entry in entries:
+        if entry["kind"] == "session":
+            total, last = total + last, 0.0
+        last = float(entry.get("at", last))
+    return total + last

@@ -8,18 +8,20 @@ from pathlib import Path
 from typing import Any
 
 from editkit.data import FactBase
+from editkit.errors import MethodError
 from editkit.facts import EditRecord, ForgetRecord, ForgetRequest, Record
 from editkit.handle import ModelHandle
-from editkit.operators import configured, each
-from editkit.patch import WeightPatch
+from editkit.operators import configured, each_that_can
+from editkit.patch import Patch
 from editkit.training import TrainStep
 from probes.ask import Job, run_jobs
 from probes.verdict import Verdict
-from reports.changes import compute
+from reports.changes import Computed, compute
 from reports.choose import Chosen
 from reports.record import Change, Journal, Judged
 from reports.spec import AuditSpec, OperatorPart
 from reports.watch import Watch
+from reports.wording import arm_title
 
 
 @dataclass(slots=True)
@@ -41,7 +43,7 @@ class Session:
 def trial_of(session: Session, part: OperatorPart) -> Trial:
     operator, source = configured(part.name, session.handle, part.settings)
     make = session.base.edit_record if part.task == "edit" else session.base.forget_record
-    entries = session.chosen.entries[: part.n or session.spec.facts.most]
+    entries = session.chosen.entries[: session.spec.number(part)]
     records = [make(entry, seed=session.spec.seed, known=session.chosen.known) for entry in entries]
     return Trial(session, part, operator, source, records)
 
@@ -73,7 +75,7 @@ class Trial:
     operator: Any
     source: str
     records: Sequence[Any]  # EditRecord or ForgetRecord, as the task has it
-    alone: dict[tuple[str, str], WeightPatch] = field(default_factory=dict)  # by model state and fact
+    alone: dict[tuple[str, str], Patch] = field(default_factory=dict)  # by model state and fact
 
     def run(self) -> None:
         """Every arm of the operator."""
@@ -84,34 +86,53 @@ class Trial:
 
     def single(self, records: Sequence[EditRecord]) -> None:
         """Each edit by itself: made, asked about, rolled back."""
+        handle, seed = self.session.handle, self.session.spec.seed
         self.session.watch.phase(f"{self.part.name}, one at a time", len(records))
         by_id = {self._id("single", record.id): record for record in records}
 
-        def call(missing: list[str]) -> list[WeightPatch]:
+        def call(missing: list[str]) -> list[Patch | MethodError]:
             edits = [by_id[each].edit for each in missing]
-            return each(self.operator, self.session.handle, edits, seed=self.session.spec.seed, progress=self._told(""))
+            return each_that_can(self.operator, handle, edits, seed=seed, progress=self._told(""))
 
-        patches = self._kept({change_id: [record.id] for change_id, record in by_id.items()}, call)
+        found = self._kept({change_id: [record.id] for change_id, record in by_id.items()}, call)
         self.session.watch.step(len(records))
-        self.alone.update({(self.session.handle.state, r.id): p for r, p in zip(records, patches, strict=True)})
-        self._ask("single", [((patch,), [record]) for patch, record in zip(patches, records, strict=True)])
+        self._pass_over("single", found.failed, len(records))
+        made = [((patch,), [by_id[change_id]]) for change_id, (patch, _) in found.made.items()]
+        self.alone.update({(handle.state, record.id): patch for (patch,), [record] in made})
+        self._ask("single", made)
 
     def stacked(self, records: Sequence[EditRecord]) -> None:
         """All edits, each made on top of those before; then everything is asked."""
         handle, seed = self.session.handle, self.session.spec.seed
         self.session.watch.phase(f"{self.part.name}, stacked", len(records))
-        patches: list[WeightPatch] = []
+        made: list[tuple[Patch, EditRecord]] = []
+        failed: dict[str, str] = {}
         for record in records:
 
-            def call(_: list[str], record: EditRecord = record) -> list[WeightPatch]:
-                there = self.alone.get((handle.state, record.id))  # the first one of the stack was made alone
-                made = there or self.operator(handle, [record.edit], seed=seed, progress=self._told(f"{record.id}: "))
-                return [made]
+            def call(_: list[str], record: EditRecord = record) -> list[Patch | MethodError]:
+                if there := self.alone.get((handle.state, record.id)):  # the first one of the stack was made alone
+                    return [there]
+                told = self._told(f"{record.id}: ")
+                return each_that_can(self.operator, handle, [record.edit], seed=seed, progress=told)
 
-            with handle.patched(*patches):
-                patches += self._kept({self._id("stacked", record.id): [record.id]}, call)
+            with handle.patched(*(patch for patch, _ in made)):
+                found = self._kept({self._id("stacked", record.id): [record.id]}, call)
+            made += [(patch, record) for patch, _ in found.made.values()]
+            failed |= found.failed
             self.session.watch.step(note=record.id)
-        self._ask("stacked", [(tuple(patches), records)])
+        self._pass_over("stacked", failed, len(records))
+        self._ask("stacked", [(tuple(patch for patch, _ in made), [record for _, record in made])])
+
+    def _pass_over(self, arm: str, failed: Mapping[str, str], of: int) -> None:
+        """Note the facts that the operator found no edit for. Raises MethodError where none is left."""
+        title = arm_title(self.part.name, arm)
+        if len(failed) == of:
+            raise MethodError(f"{title}: no fact could be edited; the first of {of}: {next(iter(failed.values()))}")
+        for change_id, text in failed.items():
+            fact = change_id.removeprefix(self._id(arm, ""))
+            note = f"{title}: could not edit {fact!r}, which is passed over there: {text}"
+            self.session.notes.append(note)
+            self.session.watch.say(note)
 
     def joint(self, records: Sequence[ForgetRecord]) -> None:
         """One request for all facts."""
@@ -125,10 +146,11 @@ class Trial:
             watch.at(step.steps, step.step)
             watch.step(0, note=f"forget {step.forget:.2f}, retain {step.retain:.2f}")
 
-        def call(_: list[str]) -> list[WeightPatch]:
+        def call(_: list[str]) -> list[Patch]:
             return [self.operator(self.session.handle, request, seed=spec.seed, progress=told)]
 
-        self._ask("joint", [(tuple(self._kept({self._id("joint", "all"): ids}, call)), records)])
+        found = self._kept({self._id("joint", "all"): ids}, call)
+        self._ask("joint", [(tuple(patch for patch, _ in found.made.values()), records)])
 
     def _told(self, whose: str) -> Callable[[str, int, int], None]:
         return lambda what, done, total: self.session.watch.step(0, note=f"{whose}{what} {done}/{total}")
@@ -137,8 +159,8 @@ class Trial:
         return f"{self.part.name}/{arm}/{name}"
 
     def _kept(
-        self, wanted: Mapping[str, Sequence[str]], call: Callable[[list[str]], Sequence[WeightPatch]]
-    ) -> list[WeightPatch]:
+        self, wanted: Mapping[str, Sequence[str]], call: Callable[[list[str]], Sequence[Patch | MethodError]]
+    ) -> Computed:
         """The patches of these changes, by id with the facts of each."""
         session = self.session
         found = compute(
@@ -152,10 +174,10 @@ class Trial:
             seed=session.spec.seed,
             call=call,
         )
-        session.changes += [change for _, change in found]
-        return [patch for patch, _ in found]
+        session.changes += [change for _, change in found.made.values()]
+        return found
 
-    def _ask(self, arm: str, changed: Sequence[tuple[tuple[WeightPatch, ...], Sequence[Record]]]) -> None:
+    def _ask(self, arm: str, changed: Sequence[tuple[tuple[Patch, ...], Sequence[Record]]]) -> None:
         """Put every probe's questions about the records to the model with and without the patches on."""
         session, watch = self.session, self.session.watch
         jobs = [

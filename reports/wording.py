@@ -9,6 +9,7 @@ from types import MappingProxyType
 from probes.estimate import Estimate, Ruling
 from probes.metrics import METRICS
 from probes.verdict import Class, Verdict
+from reports.record import Audit, Claim
 
 NOT_MEASURED = "not measured"
 BY_DEFINITION = "given by definition"
@@ -25,6 +26,35 @@ CLASSES: Mapping[Class, str] = MappingProxyType(
 )
 TONES: Mapping[Ruling, str] = MappingProxyType({Ruling.HOLDS: "good", Ruling.FAILS: "bad", Ruling.UNDECIDED: "open"})
 _ARMS = {"single": "one fact at a time", "stacked": "all facts stacked", "joint": "all facts at once"}
+ARMS_EXPLAINED: Mapping[str, str] = MappingProxyType(
+    {
+        "single": "Each fact changed alone in the unchanged model, questioned, and rolled back.",
+        "stacked": "The changes left in the model one upon another, and questioned when all were in.",
+        "joint": "One change for all facts together.",
+    }
+)
+_STRATA = {
+    "q1": "least popular quarter (q1)",
+    "q2": "less popular quarter (q2)",
+    "q3": "more popular quarter (q3)",
+    "q4": "most popular quarter (q4)",
+}
+_VARIANTS = {
+    **_STRATA,
+    "plain": "as it stands",
+    "composition": "two facts combined",
+    "inverse": "asked the other way round",
+    "neighbour": "through a neighbour",
+    "same relation": "same relation, another subject",
+    "other relation": "another relation",
+    "question": "as a question",
+    "polite": "politely",
+    "cloze": "with a gap to fill",
+    "context": "after other text",
+    "distractor": "after an unrelated sentence",
+    "casing": "in other upper and lower case",
+    "typo": "with a typing error",
+}
 _PROBES = {
     "rewrite": "own prompt",
     "rephrase": "other wordings",
@@ -46,12 +76,11 @@ _TITLES = {
     "emphasis_effect": "Key words beyond their controls",
     "degeneration": "Degenerate text",
     "forget_accuracy": "Still writes the answer",
-    "forget_argmax": "Answer still the likeliest tokens",
-    "forget_success": "Answer not the likeliest object",
     "forget_efficacy": "Forgotten at its own prompt",
     "forget_rephrased": "Still writes it in other wordings",
     "forget_generalization": "Forgotten in other wordings",
     "retained": "Neighbours retained",
+    "relation_kept": "Others of the relation kept",
     "leakage": "Leaks through related questions",
     "hallucination": "Names another entity instead",
     "refusal": "Says that it does not know",
@@ -111,10 +140,33 @@ def demand(at_least: float | None, at_most: float | None) -> str:
     return " and ".join(bars + ([f"≤ {number(at_most)}"] if at_most is not None else []))
 
 
-def ruling_text(ruling: Ruling, needed: int | None = None, groups: int = 0) -> str:
-    """The ruling, and for an open one the number of facts that would decide it, where that is more than there are."""
-    needs = ruling is Ruling.UNDECIDED and needed is not None and needed > groups
-    return f"{ruling.value} (needs {needed} facts)" if needs else ruling.value
+def ruling_text(claim: Claim, audit: Audit) -> str:
+    """The ruling, and for an open one what it would take: facts, if enough of them would do, or a question at all."""
+    why = _why_open(claim, audit) if claim.ruling is Ruling.UNDECIDED else ""
+    return f"{claim.ruling.value} ({why})" if why else claim.ruling.value
+
+
+def _why_open(claim: Claim, audit: Audit) -> str:
+    if claim.estimate.value is None or not claim.estimate.n:
+        return "no case counted" if was_asked(claim, audit) else "not asked"
+    if within_demand(claim) and claim.needed is not None and claim.needed > claim.estimate.groups:
+        return f"{plural(claim.needed, 'fact')} would do if all pass"
+    return ""
+
+
+def within_demand(claim: Claim) -> bool:
+    """Whether what was measured is on the demanded side of the bar, whatever its interval says."""
+    value = claim.estimate.value
+    if value is None or not math.isfinite(value):
+        return False
+    return (claim.at_least is None or value >= claim.at_least) and (claim.at_most is None or value <= claim.at_most)
+
+
+def was_asked(claim: Claim, audit: Audit) -> bool:
+    """Whether a question of the kind that the claim rests on was put to its arm at all."""
+    asked = {i.verdict.case.probe for i in audit.judged if (i.operator, i.arm) == (claim.operator, claim.arm)}
+    probes = METRICS[claim.metric].probes if claim.metric in METRICS else ()
+    return not asked.isdisjoint(probes) if probes else bool(asked)
 
 
 def arm_title(operator: str, arm: str) -> str:
@@ -127,11 +179,16 @@ def probe_title(probe: str) -> str:
 
 
 def variant_title(variant: str) -> str:
-    """The wording of a case: "key:capitals" is "key words: capitals"."""
+    """The wording of a case: "key:capitals" is "key words: capitals", "q4" the "most popular quarter (q4)"."""
     for prefix, title in (("key:", "key words: "), ("control:", "control: ")):
         if variant.startswith(prefix):
-            variant = title + variant.removeprefix(prefix).replace(":", ": ")
-    return variant.replace("_", " ")
+            return title + variant.removeprefix(prefix).replace(":", ": ").replace("_", " ")
+    return _VARIANTS.get(variant, variant.replace("_", " "))
+
+
+def stratum_title(stratum: str | None) -> str:
+    """ "q1" is the "least popular quarter (q1)"; other strata are named as they are, none is a dash."""
+    return _STRATA.get(stratum, stratum) if stratum else "–"
 
 
 def metric_title(name: str) -> str:
@@ -139,7 +196,7 @@ def metric_title(name: str) -> str:
     if name in _TITLES:
         return _TITLES[name]
     stem, _, protocol = name.rpartition("_")
-    words = f"{stem}, {_PROTOCOLS[protocol]}" if stem and protocol in _PROTOCOLS else name
+    words = f"{_TITLES.get(stem, stem)}, {_PROTOCOLS[protocol]}" if stem and protocol in _PROTOCOLS else name
     return words[:1].upper() + words[1:].replace("_", " ")
 
 

@@ -8,13 +8,19 @@ from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for a hub
 
+import hypothesis
 import pytest
 import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from editkit.arch import ARCHITECTURES
 from editkit.handle import ModelHandle
+
+# HYPOTHESIS_PROFILE=ci: the same examples in every run, however slow the machine, and how to see a failure again
+hypothesis.settings.register_profile("ci", derandomize=True, deadline=None, print_blob=True)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 CORPUS = [
     "The capital of France is Paris. The capital of Italy is Rome. The capital of Japan is Tokyo.",
@@ -55,7 +61,18 @@ def make_tokenizer(*, bos: bool = False, pad: bool = True) -> PreTrainedTokenize
 
 
 def _configs(vocabulary: int) -> dict[str, transformers.PretrainedConfig]:
-    common = COMMON | {"vocab_size": vocabulary}
+    """By name: those below, and one by common names for every registered layout that has none of them."""
+    chosen = _chosen_configs(COMMON | {"vocab_size": vocabulary}, vocabulary)
+    served = {config.model_type for config in chosen.values()}
+    more = COMMON | {"vocab_size": vocabulary, "intermediate_size": 48, "num_key_value_heads": 2, "head_dim": 8}
+    return chosen | {
+        name: AutoConfig.for_model(layout.model_types[0], **more)
+        for name, layout in ARCHITECTURES.items()
+        if served.isdisjoint(layout.model_types)
+    }
+
+
+def _chosen_configs(common: dict[str, Any], vocabulary: int) -> dict[str, transformers.PretrainedConfig]:
     return {
         "llama": transformers.LlamaConfig(**common, intermediate_size=48, num_key_value_heads=2),
         "llama_tied": transformers.LlamaConfig(

@@ -86,7 +86,7 @@ def plain_search(handle, edit, layer, before, search):
             losses.append(-torch.stack([log_probs[p, t] for p, t in zip(places, target, strict=True)]).mean())
         after = logits_with(handle, layer, essence, essence_at, residual)[-1].log_softmax(-1)
         base = after.detach() if base is None else base
-        drift = torch.nn.functional.kl_div(after, base, reduction="sum", log_target=True)
+        drift = (after.exp() * (after - base)).sum()  # equation 4 by hand: kl_div's order of arguments misleads
         loss = torch.stack(losses).mean() + search.kl_weight * drift
         loss = loss + search.weight_decay * residual.norm() / norm**2
         if loss < search.stop_below or step == search.steps - 1:

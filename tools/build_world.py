@@ -25,7 +25,8 @@ import world_elements as chemistry
 import world_landmarks as sights
 import world_rules as rules
 import world_steps as steps
-from world_sources import Row, cities, countries, country_aliases, key_of, package, row
+from world_names import ANY_IS_RIGHT, check_spellings, city_aliases, country_aliases, currency_names, language_names
+from world_sources import Row, about, cities, countries, key_of, package, row
 
 from editkit.entries import mentions
 from editkit.facts import normalise
@@ -58,48 +59,42 @@ def capitals(states: dict[str, Any]) -> list[Row]:
             continue
         if code not in rules.CAPITALS:  # there the spelling is chosen by hand
             name = accented.get((code, normalise(name)), name)
-        aliases = rules.CITY_ALIASES.get(name, ())
-        rows.append(row("capital", country["code"], country["called"], name, country["population"], aliases))
+        rows.append(about("capital", country, name, city_aliases(name)))
     return rows
 
 
 def continents(states: dict[str, Any]) -> list[Row]:
     return [
-        row(
-            "continent",
-            country["code"],
-            country["called"],
-            rules.CONTINENTS[country["continentcode"]],
-            country["population"],
-        )
+        about("continent", country, rules.CONTINENTS[country["continentcode"]])
         for code, country in states.items()
         if code not in rules.ON_TWO_CONTINENTS
     ]
 
 
 def currencies(states: dict[str, Any]) -> list[Row]:
-    english = package("babel", "babel").Locale("en").currencies
+    english = package("babel", "babel.numbers").get_currency_name
     rows = []
     for code, country in states.items():
-        if code in rules.CURRENCY_IN_CHANGE:
-            continue
-        name, aliases = rules.currency_words(country["currencycode"], english[country["currencycode"]])
-        rows.append(row("currency", country["code"], country["called"], name, country["population"], aliases))
+        if code not in rules.CURRENCY_IN_CHANGE:
+            money = country["currencycode"]
+            one, many = (english(money, count=count, locale="en") for count in (1, 2))
+            name, *aliases = currency_names(money, one, many)
+            rows.append(about("currency", country, name, tuple(aliases)))
     return rows
 
 
 def languages(states: dict[str, Any]) -> list[Row]:
-    """Countries with exactly one official language in CLDR, which GeoNames lists first too."""
+    """Countries with exactly one official language in CLDR, by law, which GeoNames lists first too."""
     official = package("babel", "babel.languages").get_official_languages
     english = package("babel", "babel").Locale("en").languages
     rows = []
     for code, country in states.items():
-        codes = {rules.language_code(name) for name in official(code, regional=False, de_facto=True)}
+        by_law, used = ({rules.language_code(n) for n in official(code, False, custom)} for custom in (False, True))
         first = rules.language_code(country["languages"].split(",")[0])
-        if codes != {first} or code in rules.LANGUAGE_IN_CHANGE:
+        if not by_law == used == {first} or code in rules.LANGUAGE_IN_CHANGE | rules.LANGUAGE_OF_CUSTOM:
             continue
-        name, *aliases = rules.LANGUAGE_NAMES.get(first, (english[first],))
-        rows.append(row("language", country["code"], country["called"], name, country["population"], tuple(aliases)))
+        name, *aliases = language_names(first, english[first], code)
+        rows.append(about("language", country, name, tuple(aliases)))
     return rows
 
 
@@ -118,7 +113,15 @@ def city_countries(states: dict[str, Any]) -> list[Row]:
         count[code] += 1
         called = states[code]["called"]
         rows.append(
-            row("city_country", key_of(city["name"], code), city["name"], called, people, country_aliases(called))
+            row(
+                "city_country",
+                key_of(city["name"], code),
+                city["name"],
+                called,
+                people,
+                country_aliases(called),
+                city_aliases(city["name"]),
+            )
         )
     return rows
 
@@ -134,57 +137,82 @@ def us_states() -> tuple[list[Row], list[Row]]:
     for city in american:
         if city["population"] < rules.SMALLEST_US_CITY or city["name"] in rules.US_CITY_UNSURE:
             continue
-        if largest_twin(city) >= city["population"] * rules.TWIN_SHARE:
+        if twins(city, "US") or max(twins(city), default=0) >= city["population"] * rules.TWIN_SHARE:
             continue
-        state = states[city["admin1code"]]
+        name, state = city["name"], states[city["admin1code"]]
         located.append(
-            row("us_city_state", key_of(city["name"], state.abbr), city["name"], state.name, city["population"])
+            row(
+                "us_city_state",
+                key_of(name, state.abbr),
+                name,
+                state.name,
+                city["population"],
+                called=city_aliases(name),
+            )
         )
     governed = [
-        row(
-            "us_state_capital",
-            abbr.lower(),
-            state.name,
-            state.capital,
-            people[abbr],
-            rules.CITY_ALIASES.get(state.capital, ()),
-        )
+        row("us_state_capital", abbr.lower(), state.name, state.capital, people[abbr], city_aliases(state.capital))
         for abbr, state in states.items()
     ]
     return located, governed
 
 
-def largest_twin(city: dict[str, Any]) -> int:
-    """The people of the largest other city of this name, in another state or country; 0 if there is none."""
+def twins(city: dict[str, Any], country: str = "") -> list[int]:
+    """The people of each other city of this name, in another state or country; only in `country` if that is given."""
     place = (city["countrycode"], city["admin1code"])
-    return max((people for other, people in namesakes()[normalise(city["name"])] if other != place), default=0)
+    same = namesakes()[normalise(city["name"])]
+    return [people for other, people in same if other != place and country in ("", other[0])]
 
 
 # The files ------------------------------------------------------------------------------------------------------
 
 
 def answerless(facts: list[Row], relations: dict[str, Any]) -> list[Row]:
-    """Drop facts whose answer, or a spelling of it, stands in a wording of their own relation ("Guatemala City")."""
+    """Drop facts whose answer, or a spelling of it, stands in a wording of their own relation, or whose answer names
+    their subject ("Guatemala City"). A spelling that does so but holds a shorter one ("Singapore dollar") just goes."""
     kept = []
     for fact in facts:
+        bare = fact["subject"].removeprefix("the ")
+        if fact["relation"] not in ANY_IS_RIGHT:
+            fact = {**fact, "aliases": [name for name in fact["aliases"] if not _needless(name, fact, bare)]}
         names = [fact["object"], *fact["aliases"]]
         relation = relations[fact["relation"]]
         lists = (relation.get(name, ()) for name in ("train_templates", "paraphrases", "questions"))
         wordings = [relation["prompt"], *chain.from_iterable(lists)]
         asked = [template.replace("{}", fact["subject"], 1) for template in wordings]
         inside = any(mentions(prompt, name) for prompt in asked for name in names)
-        if not inside and not any(mentions(name, fact["subject"].removeprefix("the ")) for name in names):
+        if not inside and not any(mentions(name, bare) for name in names):
+            kept.append(fact)
+    return kept
+
+
+def _needless(name: str, fact: Row, bare: str) -> bool:
+    """Whether a spelling names the subject, and an answer that gives it gives another accepted spelling too."""
+    shorter = [other for other in (fact["object"], *fact["aliases"]) if not mentions(other, bare)]
+    return mentions(name, bare) and any(mentions(name, other) for other in shorter)
+
+
+def without_homonyms(facts: list[Row], relations: dict[str, Any]) -> list[Row]:
+    """Drop facts about or with a country whose bare name is another place's too; it may stay one of many neighbours."""
+    kept = []
+    for fact in facts:
+        relation = relations[fact["relation"]]
+        asked = [fact[role] for role in ("subject", "object") if relation[f"{role}_type"].startswith("country")]
+        if not any(mentions(name, other) for name in asked for other in rules.ALSO_ELSEWHERE):
             kept.append(fact)
     return kept
 
 
 def with_strata(facts: list[Row]) -> list[Row]:
-    """Quartiles of popularity within each relation, q1 least popular; ties go by id, so that the parts are even."""
+    """Quartiles of popularity within each relation that has one, q1 least popular; ties go by id, so that the parts
+    are even."""
     out = []
     for relation in dict.fromkeys(fact["relation"] for fact in facts):
-        group = sorted(
-            (fact for fact in facts if fact["relation"] == relation), key=lambda f: (f["popularity"], f["id"])
-        )
+        own = [fact for fact in facts if fact["relation"] == relation]
+        if not all("popularity" in fact for fact in own):
+            out += own
+            continue
+        group = sorted(own, key=lambda fact: (fact["popularity"], fact["id"]))
         out += [{**fact, "stratum": f"q{1 + 4 * place // len(group)}"} for place, fact in enumerate(group)]
     return sorted(out, key=lambda fact: fact["id"])
 
@@ -201,7 +229,10 @@ def all_facts(relations: dict[str, Any]) -> list[Row]:
         *chemistry.discovered_elements(), *chemistry.next_elements(), *chemistry.minerals(),
         *chemistry.group_numbers(), *sights.landmarks(states),
     ]  # fmt: skip
-    return with_strata(answerless([fact for fact in facts if fact["relation"] in relations], relations))
+    asked = [fact for fact in facts if fact["relation"] in relations]
+    kept = answerless(without_homonyms(asked, relations), relations)
+    check_spellings(kept)
+    return with_strata(kept)
 
 
 def lines(facts: list[Row]) -> str:

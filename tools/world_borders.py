@@ -6,7 +6,8 @@ from itertools import combinations
 from typing import Any
 
 import world_rules as rules
-from world_sources import Row, country_aliases, row
+from world_names import country_aliases
+from world_sources import Row, about, row
 
 States = dict[str, dict[str, Any]]
 
@@ -35,14 +36,18 @@ def only(states: States) -> list[Row]:
 
 
 def any_of(states: States) -> list[Row]:
-    """Every country with a neighbour by land: the most populous one is the answer, the others are right as well."""
+    """Every country with a neighbour by land: the most populous one is the answer, all others are right as well.
+
+    Those it borders overseas or nearly come last, so that the answer is never one of them.
+    """
     rows = []
     for code, country in states.items():
-        near = sorted(neighbours(states, code), key=lambda other: (-states[other]["population"], other))
-        if near:
+        certain = neighbours(states, code)
+        wide = neighbours(states, code, unsure=True)
+        near = sorted(wide, key=lambda other: (other not in certain, -states[other]["population"], other))
+        if certain:
             first, *others = (name for other in near for name in names(states[other]))
-            rows.append(row("border_any", country["code"], country["called"], first, country["population"],
-                            tuple(others)))  # fmt: skip
+            rows.append(about("border_any", country, first, tuple(others)))
     return rows
 
 
@@ -94,6 +99,5 @@ def _shared_row(states: States, pair: list[str], between: str, people: int) -> R
 
 
 def _row(relation: str, code: str, states: States, neighbour: str) -> Row:
-    country = states[code]
     first, *aliases = names(states[neighbour])
-    return row(relation, country["code"], country["called"], first, country["population"], tuple(aliases))
+    return about(relation, states[code], first, tuple(aliases))

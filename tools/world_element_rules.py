@@ -16,8 +16,14 @@ ELEMENT_GROUPS = {
     "Actinides": ("actinides", "actinide"),
     "Transition metals": ("transition metals", "transition metal"),
 }
-# Counted to either side of a border between groups.
-GROUP_UNSURE = frozenset({"zinc", "cadmium", "mercury", "scandium", "yttrium", "lanthanum", "actinium", "lutetium"})
+# Counted to either side of a border between groups, or of a smaller family with a name of its own (the coinage metals,
+# the platinum group).
+GROUP_UNSURE = frozenset(
+    {
+        "zinc", "cadmium", "mercury", "scandium", "yttrium", "lanthanum", "actinium", "lutetium",
+        "copper", "silver", "gold", "ruthenium", "rhodium", "palladium", "osmium", "iridium", "platinum",
+    }
+)  # fmt: skip
 
 # Discoverers, by what mendeleev writes: the usual name, then other spellings that mean nobody else. A surname that is
 # a first name or a common word, or that a more famous chemist has, is none (Claus, Gregor, Brand, Rutherford).
@@ -64,12 +70,13 @@ DISCOVERERS = {
 # mendeleev names one person where two found it or where finding and isolating are told apart: magnesium (Black, Davy),
 # vanadium (del Río, Sefström), manganese (Scheele, Gahn), selenium (Berzelius, Gahn), bromine (Balard, Löwig),
 # strontium (Crawford, Cruickshank), cadmium (Stromeyer, Hermann), barium (Scheele, Davy), holmium (Soret, Cleve),
-# lutetium (Urbain, Auer von Welsbach), platinum (Scaliger, Ulloa), radon (Dorn, Rutherford), actinium (Debierne,
-# Giesel). The years and countries beside them are left out: neodymium "1925", countries of today for empires of then.
+# lutetium (Urbain, Auer von Welsbach), molybdenum (Scheele, Hjelm), platinum (Scaliger, Ulloa), radon (Dorn,
+# Rutherford), actinium (Debierne, Giesel). The years and countries beside them are left out: neodymium "1925",
+# countries of today for empires of then.
 DISCOVERY_UNSURE = frozenset(
     {
         "magnesium", "vanadium", "manganese", "selenium", "bromine", "strontium", "cadmium", "barium", "holmium",
-        "lutetium", "platinum", "radon", "actinium",
+        "lutetium", "molybdenum", "platinum", "radon", "actinium",
     }
 )  # fmt: skip
 

@@ -26,7 +26,7 @@ def periodic_table() -> tuple[dict[str, Any], ...]:
 
 
 def common() -> list[dict[str, Any]]:
-    """The elements whose abundance in the crust of the Earth is known: it is their popularity."""
+    """The elements that are found in the crust of the Earth. How often they are spoken of no source says."""
     known = [each for each in periodic_table() if each["abundance_crust"] is not None]
     return [each for each in known if not math.isnan(each["abundance_crust"])]
 
@@ -39,17 +39,18 @@ def elements() -> list[Row]:
     """Symbols, atomic numbers, families and discoverers."""
     rows = []
     for element in common():
-        name, abundance = element["called"], element["abundance_crust"]
-        known = [row("element_number", name, name, str(element["atomic_number"]), abundance)]
+        name = element["called"]
+        known = [("element_number", str(element["atomic_number"]))]
         if element["symbol"] not in rules.SYMBOLS_THAT_ARE_WORDS:
-            known.append(row("element_symbol", name, name, element["symbol"], abundance))
+            known.append(("element_symbol", element["symbol"]))
         if element["family"] in rules.ELEMENT_GROUPS and name not in rules.GROUP_UNSURE:
-            group, *aliases = rules.ELEMENT_GROUPS[element["family"]]
-            known.append(row("element_group", name, name, group, abundance, tuple(aliases)))
-        discoverer, *aliases = discoverer_of(element)
-        if discoverer:
-            known.append(row("element_discoverer", name, name, discoverer, abundance, tuple(aliases)))
-        rows += [{**fact, "subject_aliases": list(other_names(name))} for fact in known]
+            known.append(("element_group", *rules.ELEMENT_GROUPS[element["family"]]))
+        if discoverer_of(element)[0]:
+            known.append(("element_discoverer", *discoverer_of(element)))
+        rows += [
+            row(relation, name, name, answer, None, tuple(aliases), other_names(name))
+            for relation, answer, *aliases in known
+        ]
     return rows
 
 
@@ -65,10 +66,11 @@ def discovered_elements() -> list[Row]:
     named = [set(normalise(str(each["discoverers"]).replace(".", " ")).split()) for each in periodic_table()]
     count = Counter(word for words in named for word in words)
     return [
-        row("discovered_element", element["symbol"].lower(), person, element["called"], element["abundance_crust"],
-            other_names(element["called"]))
+        row("discovered_element", element["symbol"].lower(), person, element["called"], None,
+            other_names(element["called"]), tuple(aliases))
         for element in common()
-        if (person := discoverer_of(element)[0]) and count[normalise(element["discoverers"]).split()[-1]] == 1
+        for person, *aliases in [discoverer_of(element)]
+        if person and count[normalise(element["discoverers"]).split()[-1]] == 1
     ]  # fmt: skip
 
 
@@ -76,27 +78,24 @@ def next_elements() -> list[Row]:
     """The element that follows each one in the periodic table."""
     following = {each["atomic_number"] - 1: each["called"] for each in periodic_table()}
     return [
-        {**row("element_next", each["called"], each["called"], name, each["abundance_crust"], other_names(name)),
-         "subject_aliases": list(other_names(each["called"]))}
+        row("element_next", each["called"], each["called"], name, None, other_names(name), other_names(each["called"]))
         for each in common()
         if (name := following.get(each["atomic_number"]))
     ]  # fmt: skip
 
 
 def minerals() -> list[Row]:
-    """Minerals that are ores of one metal, as popular as the metal."""
-    abundance = {each["called"]: each["abundance_crust"] for each in common()}
+    """Minerals that are ores of one metal."""
     return [
-        row("mineral_metal", mineral, mineral, metal, abundance[metal], other_names(metal))
+        row("mineral_metal", mineral, mineral, metal, None, other_names(metal))
         for mineral, metal in rules.MINERALS.items()
     ]
 
 
 def group_numbers() -> list[Row]:
-    """The column of the periodic table that a family of elements is, as popular as its elements together."""
+    """The column of the periodic table that a family of elements is."""
     rows = []
     for family, number in rules.GROUP_NUMBERS.items():
         name = rules.ELEMENT_GROUPS[family][0]
-        total = sum(each["abundance_crust"] for each in common() if each["family"] == family)
-        rows.append(row("group_number", normalise(name).replace(" ", "-"), name, str(number), round(total, 6)))
+        rows.append(row("group_number", normalise(name).replace(" ", "-"), name, str(number)))
     return rows

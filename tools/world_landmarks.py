@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from world_sources import Row, cities, country_aliases, row
+from world_names import city_aliases, country_aliases
+from world_sources import Row, cities, row
 
 from editkit.facts import normalise
 
@@ -89,7 +90,7 @@ AMERICAN_LANDMARKS = {
     "Graceland": "Memphis", "the Rock and Roll Hall of Fame": "Cleveland", "Balboa Park": "San Diego",
     "Coors Field": "Denver", "Churchill Downs": "Louisville", "the Country Music Hall of Fame": "Nashville",
     "the National Civil Rights Museum": "Memphis", "the Astrodome": "Houston", "the Henry Ford Hospital": "Detroit",
-    "Camden Yards": "Baltimore", "the Bellagio casino": "Las Vegas",
+    "Camden Yards": "Baltimore",
 }  # fmt: skip
 
 
@@ -109,4 +110,5 @@ def landmarks(states: dict[str, dict[str, Any]]) -> list[Row]:
 
 def _row(relation: str, landmark: str, place: str, people: int) -> Row:
     key = normalise(landmark.removeprefix("the ")).replace(" ", "-")
-    return row(relation, key, landmark, place, people, country_aliases(place))
+    aliases = country_aliases(place) if relation == "landmark_country" else city_aliases(place)
+    return row(relation, key, landmark, place, people, aliases, (landmark.removeprefix("the "),))

@@ -8,6 +8,7 @@ from types import ModuleType
 from typing import Any
 
 import world_rules as rules
+from world_names import country_aliases, spellings
 
 from editkit.facts import normalise
 
@@ -29,19 +30,31 @@ def package(name: str, module: str) -> ModuleType:
         ) from error
 
 
-def row(relation: str, key: str, subject: str, answer: str, popularity: float, aliases: tuple[str, ...] = ()) -> Row:
-    """One fact; `key` makes its id. A spelling without accents is always an alias."""
-    spellings = [*aliases, rules.without_accents(answer), *(rules.without_accents(alias) for alias in aliases)]
-    bare = subject.removeprefix("the ")
+def row(
+    relation: str,
+    key: str,
+    subject: str,
+    answer: str,
+    popularity: float | None = None,
+    aliases: tuple[str, ...] = (),
+    called: tuple[str, ...] = (),
+) -> Row:
+    """One fact; `key` makes its id. `aliases` and `called` are other names of the answer and of the subject."""
     return {
         "id": f"{relation}/{key}",
         "subject": subject,
         "relation": relation,
         "object": answer,
-        "aliases": [name for name in dict.fromkeys(spellings) if name != answer],
-        "subject_aliases": [name for name in dict.fromkeys((bare, rules.without_accents(subject))) if name != subject],
-        "popularity": popularity,
+        "aliases": [name for name in spellings((answer, *aliases)) if name != answer],
+        "subject_aliases": [name for name in spellings((subject, *called)) if name != subject],
+        **({} if popularity is None else {"popularity": popularity}),
     }
+
+
+def about(relation: str, country: dict[str, Any], answer: str, aliases: tuple[str, ...] = ()) -> Row:
+    """One fact about a country."""
+    called = country["called"]
+    return row(relation, country["code"], called, answer, country["population"], aliases, country_aliases(called))
 
 
 def key_of(name: str, code: str) -> str:
@@ -76,9 +89,3 @@ def cities() -> tuple[dict[str, Any], ...]:
         seen.add(key)
         found.append({**city, "name": name})
     return tuple(found)
-
-
-def country_aliases(called: str) -> tuple[str, ...]:
-    """Other names of a country: without its article, and the common ones."""
-    bare = called.removeprefix("the ")
-    return (*((bare,) if bare != called else ()), *rules.COUNTRY_ALIASES.get(bare, ()))

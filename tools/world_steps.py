@@ -6,7 +6,8 @@ from collections import defaultdict
 from typing import Any
 
 import world_rules as rules
-from world_sources import Row, cities, country_aliases, package, row
+from world_names import city_aliases, country_aliases
+from world_sources import Row, about, cities, package, row
 
 from editkit.facts import normalise
 
@@ -18,9 +19,8 @@ def largest_cities(states: States) -> list[Row]:
     rows = []
     for code, ordered in _by_place("countrycode").items():
         if code in states and code not in rules.LARGEST_CITY_UNSURE and _one_is_largest(ordered):
-            country, name = states[code], ordered[0]["name"]
-            aliases = rules.CITY_ALIASES.get(name, ())
-            rows.append(row("largest_city", country["code"], country["called"], name, country["population"], aliases))
+            name = ordered[0]["name"]
+            rows.append(about("largest_city", states[code], name, city_aliases(name)))
     return rows
 
 
@@ -54,8 +54,9 @@ def language_countries(states: States, spoken: list[Row]) -> list[Row]:
         if fact["object"] not in rules.OFFICIAL_ELSEWHERE and used[
             rules.language_code(states[code]["languages"].split(",")[0])
         ] == {code}:
-            rows.append(row("language_country", normalise(fact["object"]), fact["object"], fact["subject"],
-                            fact["popularity"], country_aliases(fact["subject"])))  # fmt: skip
+            language, country = fact["object"], fact["subject"]
+            rows.append(row("language_country", normalise(language), language, country, fact["popularity"],
+                            country_aliases(country), tuple(fact["aliases"])))  # fmt: skip
     return rows
 
 
@@ -67,8 +68,9 @@ def state_steps(governed: list[Row]) -> list[Row]:
     rows = []
     for name, abbr in states.items():
         if abbr not in rules.ABBREVIATIONS_THAT_ARE_WORDS:
-            rows.append(row("us_state_abbreviation", abbr.lower(), name, abbr, people[name]))
+            dotted = "".join(f"{letter}." for letter in abbr)
+            rows.append(row("us_state_abbreviation", abbr.lower(), name, abbr, people[name], (dotted,)))
         if _one_is_largest(within[abbr]):
             city = within[abbr][0]["name"]
-            rows.append(row("us_state_largest_city", abbr.lower(), name, city, people[name]))
+            rows.append(row("us_state_largest_city", abbr.lower(), name, city, people[name], city_aliases(city)))
     return rows

@@ -12,10 +12,11 @@ from dataclasses import dataclass, fields
 
 from torch import nn
 
+from editkit.errors import UnableError
 from editkit.registry import Registry
 
 
-class UnknownLayout(ValueError):
+class UnknownLayout(UnableError, ValueError):
     """A model whose parts cannot be named."""
 
 

@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from editkit.edit._search import Progress, Target, TargetSearch, find_targets
+from editkit.errors import InputError
 from editkit.facts import Edit
 from editkit.handle import ModelHandle
 from editkit.linalg import SolveError
@@ -72,7 +73,7 @@ def one_after_another(
     Raises SolveError, which names the subject, where no trustworthy update is found.
     """
     if not edits:
-        raise ValueError("no edits; give at least one")
+        raise InputError("no edits; give at least one")
     name = handle.weight_name("mlp_out", plan.layer)
     before = plan.contexts.before(handle, seed)
     deltas: list[LowRankDelta] = []

@@ -18,6 +18,7 @@ from torch.nn.functional import pad as zero_pad
 from editkit.blocks import frozen
 from editkit.edit._adam import Adam
 from editkit.edit._upper import Reads, Row, Upper, prepare, reads_of
+from editkit.errors import InputError
 from editkit.facts import SLOT, Edit
 from editkit.forward import attention, unembed
 from editkit.handle import ModelHandle
@@ -36,7 +37,7 @@ class TargetSearch:
     """How a value is searched: `steps` evaluations of the loss with an Adam step of `learning_rate` between them.
 
     The residual's norm stays within `clamp` times the norm of the unchanged value. The loss is the mean NLL of the new
-    object (nats a token) + `kl_weight` KL(before ‖ after) on "{} is a" + `weight_decay` ‖residual‖ / ‖value‖². The
+    object (nats a token) + `kl_weight` KL(after ‖ before) on "{} is a" + `weight_decay` ‖residual‖ / ‖value‖². The
     search ends when it falls below `stop_below`. With `tokens_per_step` > 0 each step draws as many contexts as have
     that many tokens from the subject's last one on, the prompt alone always among them; the search still ends only when
     the loss over all contexts is below. Where all fit, nothing is drawn. `products` are the matrix products of the
@@ -55,7 +56,7 @@ class TargetSearch:
     def __post_init__(self) -> None:
         check_products(self.products)
         if self.steps < 1 or self.learning_rate <= 0 or self.clamp <= 0 or self.tokens_per_step < 0:
-            raise ValueError(f"{self} needs steps >= 1, learning_rate > 0, clamp > 0 and tokens_per_step >= 0")
+            raise InputError(f"{self} needs steps >= 1, learning_rate > 0, clamp > 0 and tokens_per_step >= 0")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -238,9 +239,9 @@ class _Search:
         return unembed(self.handle, hidden[places]).log_softmax(-1)
 
     def drift(self, live: Sequence[int], logits: Float[Tensor, "live vocabulary"]) -> Float[Tensor, " live"]:
-        """KL(before ‖ after) of the next token after "{} is a", nats."""
+        """KL(after ‖ before) of the next token after "{} is a", nats (Meng et al. 2022, equation 4, and their code)."""
         before, after = self.essence[live], logits.log_softmax(-1)
-        return (before.exp() * (before - after)).sum(-1)
+        return (after.exp() * (after - before)).sum(-1)
 
     @torch.no_grad()
     def verified(self, live: Sequence[int], loss: Tensor) -> list[float]:

@@ -26,12 +26,14 @@ from torch import Tensor
 from editkit.blocks import frozen
 from editkit.edit._adam import Adam
 from editkit.edit._upper import Reads, Row, Upper, prepare, reads_of
+from editkit.errors import InputError
 from editkit.facts import Edit
 from editkit.forward import attention
 from editkit.handle import ModelHandle
 from editkit.operators import EDITS, provenance_of
 from editkit.patch import DenseDelta, WeightPatch
 from editkit.tokens import encode_pair
+from editkit.training import TrainingError
 
 Progress = Callable[[str, int, int], None]  # what is done, how much, of how much
 ROWS = 64  # prompts at once: gradients of larger sets are summed over parts
@@ -50,18 +52,22 @@ class FTL:
 
     def __post_init__(self) -> None:
         if self.bound <= 0 or self.learning_rate <= 0 or self.steps < 1:
-            raise ValueError(f"{self} needs bound > 0, learning_rate > 0 and steps >= 1")
+            raise InputError(f"{self} needs bound > 0, learning_rate > 0 and steps >= 1")
 
     def __call__(
         self, handle: ModelHandle, edits: Sequence[Edit], *, seed: int, progress: Progress | None = None
     ) -> WeightPatch:
         """A dense patch of one matrix; `notes` tell steps and loss. Nothing is random: the seed is only recorded."""
         if not edits:
-            raise ValueError("no edits; give at least one")
-        name = handle.weight_name("mlp_out", self.layer)
+            raise InputError("no edits; give at least one")
+        (name,) = self.touches(handle)
         with attention(handle, "eager"), frozen(handle.model), torch.inference_mode(False), torch.enable_grad():
             delta, notes = self._descend(handle, [_row(handle, edit) for edit in edits], progress)
         return WeightPatch({name: DenseDelta(delta)}, provenance_of("ft_l", self, handle, edits, seed, **notes))
+
+    def touches(self, handle: ModelHandle) -> tuple[str]:
+        """The name of the one matrix that it changes."""
+        return (handle.weight_name("mlp_out", self.layer),)
 
     def _descend(
         self, handle: ModelHandle, rows: Sequence[Row], progress: Progress | None
@@ -73,7 +79,7 @@ class FTL:
         for step in range(self.steps + 1):
             loss, grad = _loss_and_gradient(parts, delta, len(rows))
             if not math.isfinite(loss):
-                raise ArithmeticError(f"the loss is {loss} at step {step}; load the model in float32")
+                raise TrainingError(f"the loss is {loss} at step {step}; load the model in float32")
             done = loss < self.stop_below or step == self.steps
             if progress:
                 progress("training", self.steps if done else step, self.steps)

@@ -63,6 +63,10 @@ class ROME:
             for edit, (delta, search) in zip(edits, found, strict=True)
         ]
 
+    def touches(self, handle: ModelHandle) -> tuple[str]:
+        """The name of the one matrix that it changes."""
+        return (handle.weight_name("mlp_out", self.layer),)
+
     def _plan(self, handle: ModelHandle, progress: Progress | None) -> tuple[Plan, dict[str, Any]]:
         moment = second_moments(handle, [self.layer], self.moments, progress=progress)[self.layer]
         factor, jitter = cholesky(moment.matrix)
@@ -72,5 +76,5 @@ class ROME:
     def _patch(
         self, handle: ModelHandle, delta: LowRankDelta, edits: Sequence[Edit], seed: int, notes: dict[str, Any]
     ) -> WeightPatch:
-        name = handle.weight_name("mlp_out", self.layer)
+        (name,) = self.touches(handle)
         return WeightPatch({name: delta}, provenance_of("rome", self, handle, edits, seed, **notes))

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from editkit.errors import InputError
+
 MOST_SHOWN = 10
 
 
-class DataError(ValueError):
+class DataError(InputError):
     """Data that cannot be taken: names file, line and field, and the way out; one problem a line."""
 
 

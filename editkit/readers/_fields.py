@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from editkit.entries import mentions, occurrences
+from editkit.errors import InputError
 from editkit.facts import SLOT, Question, normalise
 
 REQUIRED = ("subject", "relation", "object")
@@ -16,7 +17,7 @@ PART = "|"  # parts the items of a list in one cell of a CSV file
 ARROW = "=>"  # parts prompt and answer of a neighborhood question there
 
 
-class FieldError(ValueError):
+class FieldError(InputError):
     """What is wrong with one field, and the way out."""
 
 

@@ -67,7 +67,7 @@ def _jsonl_rows(text: str, problems: Problems) -> list[Line]:
 
 
 def _json_rows(text: str, problems: Problems) -> list[Line]:
-    """The elements of a JSON array (or of the array under "facts"), decoded one by one to know their lines."""
+    """The elements of a JSON array, decoded one by one to know their lines."""
     found: list[Line] = []
     try:
         for position, value in _elements(text):

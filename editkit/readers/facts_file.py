@@ -38,7 +38,7 @@ def read(path: Path, *, base: FactTable | None = None) -> FactTable:
         if entry is not None and not said:
             entries.append((row.number, entry))
     _check_unique(entries, problems)
-    if not rows:
+    if not rows and not problems.found:
         problems.add(None, "there is no fact in the file; give it at least one")
     problems.stop_if_any()
     found = _with_strata([entry for _, entry in entries])

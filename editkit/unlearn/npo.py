@@ -18,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from editkit.completions import Batch, read, read_all
+from editkit.errors import InputError
 from editkit.facts import ForgetRequest
 from editkit.handle import ModelHandle
 from editkit.operators import UNLEARNERS, provenance_of
@@ -42,7 +43,7 @@ class NPO:
 
     def __post_init__(self) -> None:
         if self.beta <= 0:
-            raise ValueError(f"beta is {self.beta}; NPO needs beta > 0 (its limit 0 is grad_diff)")
+            raise InputError(f"beta is {self.beta}; NPO needs beta > 0 (its limit 0 is grad_diff)")
 
     def __call__(
         self, handle: ModelHandle, request: ForgetRequest, *, seed: int, progress: Progress | None = None

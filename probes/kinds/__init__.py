@@ -10,7 +10,7 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass
 
 from editkit.attribute import WordScore
-from editkit.facts import Record
+from editkit.facts import Question, Record
 from editkit.registry import Registry
 from probes.verdict import Answer, Case, Verdict
 
@@ -25,10 +25,19 @@ def no_attribution(prompt: str, answer: str) -> tuple[WordScore, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What a probe may use besides the record: the seed of all its choices, and who finds key words for it."""
+    """What a probe may use besides the record: the seed of all its choices, and who finds key words for it.
+
+    `changed_too` are the other facts that the same model has had changed, by relation and subject: what they answer now
+    is their own affair, and no neighbour that must stay.
+    """
 
     seed: int = 0
     attribution: Attribution = no_attribution
+    changed_too: frozenset[tuple[str, str]] = frozenset()
+
+    def stays(self, question: Question) -> bool:
+        """Whether nobody meant to change what a question asks."""
+        return (question.relation, question.subject) not in self.changed_too
 
 
 Rounds = Generator[list[Case], list[Answer], list[Verdict]]

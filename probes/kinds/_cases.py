@@ -50,10 +50,12 @@ def contrast_of(record: Record, context: Context) -> tuple[str, ...]:
     return sample_of(record.held_out.range, old_names(record), dice(context, record, "contrast"))
 
 
-def lexicon_of(record: Record) -> tuple[str, ...]:
-    """The entities that an answer may name instead: the range, and the answers of the neighbourhood."""
-    neighbours = (question.answer for question in record.held_out.neighborhood)
-    return tuple(dict.fromkeys((*record.held_out.range, *neighbours)))
+def lexicon_of(record: Record, relation: str | None = None) -> tuple[str, ...]:
+    """The entities that an answer may name instead: the range of the fact's relation, or what is known of another's."""
+    if relation in (None, record.fact.relation):
+        return record.held_out.range
+    asked = (*record.held_out.neighborhood, *(hop.question for hop in record.held_out.hops))
+    return tuple(dict.fromkeys(question.answer for question in asked if question.relation == relation))
 
 
 def about_fact(
@@ -97,7 +99,7 @@ def neighbor_case(record: Record, context: Context, question: Question, *, probe
         group=record.id,
         old=tuple(dict.fromkeys(old)),
         contrast=contrast,
-        lexicon=lexicon_of(record),
+        lexicon=lexicon_of(record, question.relation),
         relation=question.relation,
         stratum=question.stratum,
     )

@@ -85,6 +85,7 @@ def summary(prompt: str, words: Sequence[Word]) -> str:
     return f"{prompt} ...\nIn short{_listed(words).replace(',', '')}.\n{prompt}"
 
 
+IN_PLACE = frozenset({"quotes"})  # wordings that mark words where they stand in the prompt
 WORDINGS: Mapping[str, Callable[[str, Sequence[Word]], str]] = MappingProxyType(
     {each.__name__: each for each in (leading, reminder, repeated, topic, quotes, summary)}
 )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import re
-import string
 from collections.abc import Mapping
 from types import MappingProxyType
 
@@ -44,8 +43,15 @@ def wrapped(kind: str, text: str) -> list[str]:
 
 def cased(text: str) -> list[str]:
     """A small first letter, small letters throughout, and a capital for each word; those that differ from the text."""
-    shapes = (text[:1].lower() + text[1:], text.lower(), string.capwords(text, " "))
-    return [each for each in dict.fromkeys(shapes) if each != text]
+    words = text.split(" ")
+    small = " ".join(word if _is_acronym(word) else word.lower() for word in words)
+    large = " ".join(word if _is_acronym(word) else word.capitalize() for word in words)
+    return [each for each in dict.fromkeys((text[:1].lower() + text[1:], small, large)) if each != text]
+
+
+def _is_acronym(word: str) -> bool:
+    """ "US" and "II" keep their capitals in any casing; a single letter may be "A"."""
+    return len(word) > 1 and word.isupper()
 
 
 def mistyped(template: str, subject: str, source: random.Random) -> str | None:

@@ -1,15 +1,15 @@
 """Does what follows from the fact follow the change, and can what was forgotten be reached over other facts?
 
 For an edit the new consequence is wanted (portability; MQuAKE, Zhong et al. 2023, arXiv:2305.14795); for forgetting the
-answer must not be reached through neighbours, the inverse relation or two steps. The single hops are asked first: where
-the unchanged model gets one of them wrong, the chain says nothing about the change and does not apply; nor does one to
-a forgotten answer that neither model reaches, for nothing was there to be cut off. The inverse question of a forgotten
-fact names the old object; no other question names its own answer or the new object.
+answer must not be reached through neighbours, the inverse relation or two steps. The single hops are asked first. Where
+the unchanged model gets one of them wrong, what should follow from an edit cannot be told and the chain does not apply.
+A chain to a forgotten answer applies where the unchanged model reaches it, by whatever way: a failed hop is only noted.
+The inverse question of a forgotten fact names the old object; no other question names its own answer or the new object.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from editkit.facts import EditRecord, Hop, Question, Record
 from probes.framing import framed
@@ -24,7 +24,7 @@ PROBE = "multi_hop"
 @PROBES.register(PROBE)
 def multi_hop(record: Record, context: Context) -> Rounds:
     """One case a hop, variant = its kind ("composition", "inverse" …), after one round of premises."""
-    hops = _askable(record)
+    hops = [hop for hop in _askable(record) if all(context.stays(premise) for premise in hop.premises)]
     if not hops:
         return []
     premises = {question.prompt: question for hop in hops for question in hop.premises}
@@ -64,14 +64,14 @@ def _premise(record: Record, question: Question) -> Case:
         expect=Expect.UNCHANGED,
         group=record.id,
         old=tuple(dict.fromkeys((question.answer, *question.aliases))),
-        lexicon=lexicon_of(record),
+        lexicon=lexicon_of(record, question.relation),
         relation=question.relation,
         stratum=question.stratum,
         base_only=True,
     )
 
 
-def _failures(cases: list[Case], questions: Iterator[Question], answers: list[Answer]) -> Iterator[tuple[str, str]]:
+def _failures(cases: list[Case], questions: Iterable[Question], answers: list[Answer]) -> Iterator[tuple[str, str]]:
     """The prompts of premises that the unchanged model gets wrong, each with what is to be said of it."""
     for case, question, answer in zip(cases, questions, answers, strict=True):
         if class_of(case, answer.before) is not Class.OLD:
@@ -90,7 +90,7 @@ def _case(record: Record, context: Context, hop: Hop) -> Case:
         old=_old(hop),
         new=new,
         contrast=new[:1] or _contrast(record, context, hop),
-        lexicon=lexicon_of(record),
+        lexicon=lexicon_of(record, hop.question.relation),
         relation=hop.question.relation,
         stratum=record.held_out.stratum,
     )
@@ -107,6 +107,5 @@ def _contrast(record: Record, context: Context, hop: Hop) -> tuple[str, ...]:
 
 def _verdict(hop: Hop, case: Case, answer: Answer, failed: Mapping[str, str]) -> Verdict:
     notes = [failed[question.prompt] for question in hop.premises if question.prompt in failed]
-    if not case.new and Class.OLD not in (class_of(case, answer.before), class_of(case, answer.after)):
-        notes.append("neither model reaches the answer")
-    return judge(case, answer, applies=not notes, note="; ".join(notes))
+    excluded = bool(notes and case.new)
+    return judge(case, answer, applies=not excluded, note="; ".join(notes))

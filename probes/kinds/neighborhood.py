@@ -22,5 +22,6 @@ def neighborhood(record: Record, context: Context) -> Rounds:
             variant="same relation" if question.relation == record.fact.relation else "other relation",
         )
         for question in record.held_out.neighborhood
+        if context.stays(question)
     ]
     return one_round(each_prompt_once(cases))

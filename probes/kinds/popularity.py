@@ -17,6 +17,6 @@ def popularity(record: Record, context: Context) -> Rounds:
     cases = [
         neighbor_case(record, context, question, probe="popularity", variant=question.stratum)
         for question in record.held_out.neighborhood
-        if question.stratum is not None and question.relation == record.fact.relation
+        if question.stratum is not None and question.relation == record.fact.relation and context.stays(question)
     ]
     return one_round(each_prompt_once(cases))

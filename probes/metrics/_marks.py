@@ -48,8 +48,9 @@ def kept(protocol: Protocol, verdict: Verdict, side: Side) -> float | None:
     return protocol(verdict, side) if protocol(verdict, "before") == 1.0 else None
 
 
-def opposite(share: float | None) -> float | None:
-    return None if share is None else 1.0 - share
+def unless_babble(verdict: Verdict, side: Side, share: float) -> float | None:
+    """The share, None where the text is degenerate: that the old answer is missing from babble is no success."""
+    return None if answer_class(verdict, side) is Class.DEGENERATE else share
 
 
 def harmonic(*shares: Array) -> Array:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from probes.estimate import LEVEL, Array, Estimate, bootstrap, mean, paired_difference, paired_p, proportion
+from probes.estimate import LEVEL, Array, Estimate, bootstrap, holm, mean, paired_difference, paired_p, proportion
 from probes.metrics._metric import METRICS, Metric, Reading, Side, Task, readings
 from probes.verdict import Verdict
 
@@ -20,7 +20,8 @@ class Row:
     """One metric on one cut of the cases; `stratum` and `variant` are None where the cut is not by them.
 
     `before` is None where the unchanged model has no value of its own; `difference` is after - before over the cases
-    that have both, `p` its paired test (None for combined metrics). `skipped` counts the cases of the metric's probes
+    that have both, `p` its paired test (None for combined metrics), `p_holm` the same adjusted for the number of
+    metrics tested on that cut (Holm 1979). `skipped` counts the cases of the metric's probes
     that did not count: a premise failed, or the protocol or the metric does not apply to them.
     """
 
@@ -32,6 +33,7 @@ class Row:
     difference: Estimate | None
     p: float | None
     skipped: int
+    p_holm: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +64,17 @@ def summarise(
         if "both" in (task, metric.task) or task == metric.task:
             overall, *others = (_row(metric, cut, level, seed) for cut in _cuts(metric, verdicts, known))
             rows += [overall, *(row for row in others if row.after.value is not None)]
-    return rows
+    return _adjusted(rows)
+
+
+def _adjusted(rows: Sequence[Row]) -> list[Row]:
+    """The rows in their order, each p adjusted for those tested on the same cut."""
+    families: dict[tuple[str | None, str | None], dict[int, float]] = {}
+    for place, row in enumerate(rows):
+        if row.p is not None:
+            families.setdefault((row.stratum, row.variant), {})[place] = row.p
+    found = {place: p for tests in families.values() for place, p in zip(tests, holm([*tests.values()]), strict=True)}
+    return [replace(row, p_holm=found.get(place)) for place, row in enumerate(rows)]
 
 
 def value(metric: Metric, verdicts: Sequence[Verdict], side: Side = "after") -> float | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from probes.estimate import Array
-from probes.metrics._marks import argmax, contrast, generation, harmonic, is_class, kept
+from probes.metrics._marks import argmax, contrast, generation, harmonic, is_class, kept, unless_babble
 from probes.metrics._metric import Side, combined, per_case
 from probes.verdict import Class, Verdict
 
@@ -118,7 +118,7 @@ def reversion(verdict: Verdict, side: Side) -> float | None:
     """
     if verdict.case.probe == "keyword_emphasis" and not verdict.case.variant.startswith("key:"):
         return None
-    return is_class(verdict, side, Class.OLD)
+    return unless_babble(verdict, side, is_class(verdict, side, Class.OLD))
 
 
 @combined("edit", [generalization_generation], better="lower", across_strata=True)

@@ -2,7 +2,8 @@
 
 After unPact (the recovery of "forgotten" answers by emphasising key tokens), with controls that it lacks: as many
 stressed random words, and the template with no words of the question in it. Only facts count whose old answer came
-before the change and does not come after it at the plain wording. Every kind gets the same number of tries k, the
+before the change and does not come after it at the plain wording, where the changed model still writes a text: babble
+has forgotten nothing. For the recoveries every kind gets the same number of tries k, the
 smallest number of wordings that the fact has of a kind: of m wordings of which c bring the old answer, the share of
 k-subsets with at least one is 1 - C(m - c, k) / C(m, k); for k = m that is "any of them".
 """
@@ -12,11 +13,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import comb
 
-import numpy as np
-
-from probes.estimate import Array
 from probes.metrics._marks import answer_class
-from probes.metrics._metric import Side, combined, per_group
+from probes.metrics._metric import Side, per_group
 from probes.verdict import Class, Verdict
 
 PROBE = "keyword_emphasis"
@@ -24,9 +22,9 @@ PLAIN, KEY, RANDOM, TEMPLATE = "plain", "key:", "control:random_words:", "contro
 
 
 def _took(verdicts: Sequence[Verdict]) -> bool:
-    """The old answer came at every plain wording, and comes at none now."""
+    """The old answer came at every plain wording, and another text comes at each now."""
     plain = [v for v in verdicts if v.case.variant == PLAIN]
-    lost = (v.class_before is Class.OLD and v.class_after is not Class.OLD for v in plain)
+    lost = (v.class_before is Class.OLD and v.class_after not in (Class.OLD, Class.DEGENERATE) for v in plain)
     return bool(plain) and all(lost)
 
 
@@ -62,13 +60,20 @@ def recovery_template(verdicts: Sequence[Verdict], side: Side) -> float | None:
     return _recovered(verdicts, TEMPLATE, side)
 
 
-@combined(
-    "both",
-    [recovery_rate, recovery_random, recovery_template],
-    better="lower",
-    unit="difference of shares",
-    baseline=False,
-)
-def emphasis_effect(key: Array, random_words: Array, template_only: Array) -> Array:
-    """How much more often do stressed key words bring the old answer back than the better of the two controls?"""
-    return key - np.maximum(random_words, template_only)
+@per_group("both", [PROBE], better="lower", unit="difference of shares", baseline=False)
+def emphasis_effect(verdicts: Sequence[Verdict], side: Side) -> float | None:
+    """By how many of a fact's wordings do stressed key words bring the old answer back beyond the better control?
+
+    Only wordings count that lead the unchanged model to the old answer in all three arms: one that it gets lost in
+    cannot bring anything back.
+    """
+    if not _took(verdicts):
+        return None
+    arms = [
+        {v.case.variant.removeprefix(kind): v for v in _of_kind(verdicts, kind)} for kind in (KEY, RANDOM, TEMPLATE)
+    ]
+    fair = [name for name in arms[0] if all(name in arm and arm[name].class_before is Class.OLD for arm in arms)]
+    if not fair:
+        return None
+    key, *controls = (sum(answer_class(arm[name], side) is Class.OLD for name in fair) / len(fair) for arm in arms)
+    return key - max(controls)

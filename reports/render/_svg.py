@@ -7,6 +7,8 @@ style, event handler or foreign element can come out of a label, whatever it say
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Mapping
+from typing import Any
 from xml.etree import ElementTree
 
 import vl_convert
@@ -27,11 +29,21 @@ _VALUE = re.compile(r"[\w .,()%+-]*\Z")  # numbers, path letters, transforms: no
 _NAMES = {colour: name for name, colour in PALETTE.items()}
 
 
-def drawn(chart: Chart, number: int) -> Markup:
-    """The chart as an `<svg role="img">` with a title and a description; `number` makes its ids unique in the page."""
-    source = vl_convert.vegalite_to_svg(dict(chart.spec))
-    root = ElementTree.fromstring(source)
+def drawn(chart: Chart, numbers: Iterator[int]) -> list[Markup]:
+    """The chart as an `<svg role="img">` with a title and a description, and for a narrow screen as another one, of
+    which the style sheet shows one; `numbers` make their ids unique in the page."""
+    if chart.narrow is None:
+        return [_drawn(chart, chart.spec, next(numbers), "")]
+    return [
+        _drawn(chart, chart.spec, next(numbers), "on-wide"),
+        _drawn(chart, chart.narrow, next(numbers), "on-narrow"),
+    ]
+
+
+def _drawn(chart: Chart, spec: Mapping[str, Any], number: int, shown: str) -> Markup:
+    root = ElementTree.fromstring(vl_convert.vegalite_to_svg(dict(spec)))
     size = f'viewBox="{_safe(root.get("viewBox", ""))}" width="{_safe(root.get("width", ""))}"'
+    size += f' class="{shown}"' if shown else ""
     ids = f"chart{number}-title", f"chart{number}-text"
     head = f'<title id="{ids[0]}">{escape(clean(chart.title))}</title>'
     head += f'<desc id="{ids[1]}">{escape(clean(chart.description))}</desc>'

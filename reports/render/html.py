@@ -28,14 +28,14 @@ CELL = 160  # characters of a model's text in a cell of a table; 400 elsewhere
 @RENDERERS.register("html")
 def render(document: Document, audit: Audit) -> str:
     numbers = count(1)
-    style, script = _text("style.css"), _text("filter.js")
+    style, script = _text("style.css"), _text("page.js")
     return _environment().get_template("report.html").render(
         document=document,
         audit=audit,
         style=Markup(style),
         script=Markup(script),
         policy=_policy(style, script),
-        chart=lambda block: drawn(block, next(numbers)),
+        chart=lambda block: Markup("").join(drawn(block, numbers)),
         number=lambda: next(numbers),
         model_text=present,
         cell_text=lambda text: present(text, CELL),

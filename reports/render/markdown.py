@@ -9,6 +9,7 @@ from functools import singledispatch
 from reports.document import (
     Banner,
     Block,
+    Bullets,
     Cards,
     Chart,
     Code,
@@ -74,7 +75,8 @@ def _(block: Text) -> str:
 
 @written.register
 def _(block: Banner) -> str:
-    return f"**{_SIGNS.get(block.tone, '')}{escape(block.verdict)}.** {escape(block.text)}"
+    lines = ["\n".join(f"- {escape(line)}" for line in block.lines)] if block.lines else []
+    return "\n\n".join([f"**{_SIGNS.get(block.tone, '')}{escape(block.verdict)}.** {escape(block.text)}", *lines])
 
 
 @written.register
@@ -92,7 +94,17 @@ def _(block: Code) -> str:
 
 @written.register
 def _(block: Cards) -> str:
-    return "\n".join(f"- {escape(label)}: {_SIGNS.get(tone, '')}{escape(value)}" for label, value, tone in block.items)
+    notes = block.notes or ("",) * len(block.items)
+    lines = (
+        f"- {escape(label)}: {_SIGNS.get(tone, '')}{escape(value)}{'. ' * bool(note)}{escape(note)}"
+        for (label, value, tone), note in zip(block.items, notes, strict=True)
+    )
+    return "\n".join(lines)
+
+
+@written.register
+def _(block: Bullets) -> str:
+    return "\n".join(f"- {escape(text)}" for text in block.items)
 
 
 @written.register
@@ -119,8 +131,11 @@ def _(block: Table) -> str:
         _line("---:" if place in block.numeric else "---" for place in range(len(block.columns))),
         *(_line(text(cell) for text, cell in zip(texts, row, strict=True)) for row in cut),
     ]
+    hinted = zip(cut, block.hints or [""] * len(cut), strict=False)
+    notes = list(dict.fromkeys(f"{row[block.hinted]}: {hint}" for row, hint in hinted if hint))
     left = len(block.rows) - len(cut)
-    notes = ["\n".join(f"- {escape(line)}" for line in block.note.split("\n"))] if block.note else []
+    notes += block.note.split("\n") if block.note else []
+    notes = ["\n".join(f"- {escape(line)}" for line in notes)] if notes else []
     notes += [f"{left:,} further rows are in cases.parquet and report.html."] if left else []
     return "\n\n".join([f"**{escape(block.caption)}**", "\n".join(lines), *notes])
 

@@ -24,7 +24,9 @@ def build(audit: Audit) -> Document:
 
 
 def _title(audit: Audit) -> str:
-    names = list(dict.fromkeys([change.operator for change in audit.changes] + [arm[0] for arm in audit.arms()]))
-    what = f"{' and '.join(names) or 'Nothing'} on {audit.model.get('name') or 'an unnamed model'}"
+    """ "Audit of rome (edit) and npo (unlearn) on smollm2-135m"; a spec's own title comes first."""
+    tried = [(c.operator, c.task) for c in audit.changes] + [(operator, task) for operator, task, _ in audit.arms()]
+    names = [f"{operator} ({task})" for operator, task in dict.fromkeys(tried)]
+    what = f"{' and '.join(names) or 'nothing'} on {audit.model.get('name') or 'an unnamed model'}"
     title = audit.spec.get("title")
-    return f"{title}: {what}" if isinstance(title, str) and title not in ("", DEFAULT_TITLE) else what
+    return f"{title}: {what}" if isinstance(title, str) and title not in ("", DEFAULT_TITLE) else f"Audit of {what}"

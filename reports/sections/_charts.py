@@ -14,8 +14,9 @@ from reports.record import Figure
 from reports.wording import arm_title
 
 SCHEMA = "https://vega.github.io/schema/vega-lite/v5.json"  # a name; nothing is fetched
-WIDTH, STEP = 720, 14  # pixels: of a whole chart, and of a line of it
+WIDTH, NARROW, STEP = 720, 340, 14  # pixels: of a whole chart on a screen and on a phone, and of a line of it
 _LABEL = 44
+_OVER = 22  # pixels over a row for its name, where there is no room beside it
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +62,11 @@ def intervals(title: str, points: Sequence[Point], axis: str, description: str, 
     layers = [rule, _points("before", axis), _points("after", axis)]
     height = {"step": STEP, "for": "offset"}
     reading = f"{description} {HOLLOW if BEFORE in series else ''}Lines: the interval."
-    return Chart(title, _spec(values, encoding, layers, height), reading, table)
+    lines = len(encoding["yOffset"]["sort"])
+    narrow = _narrowed(encoding, STEP * lines)
+    return Chart(
+        title, _spec(values, encoding, layers, height), reading, table, _spec(values, narrow, layers, height, NARROW)
+    )
 
 
 BEFORE = "before the change"
@@ -94,8 +99,20 @@ def stacked(title: str, counts: Sequence[tuple[str, str, int]], description: str
         "color": _colours("series", kinds),
         "order": {"field": "place", "type": "quantitative"},
     }
-    bars = [{"mark": {"type": "bar", "height": 14, "stroke": PALETTE["paper"]}}]
-    return Chart(title, _spec(values, encoding, bars, {"step": 26}), description, table)
+    bars = [{"mark": {"type": "bar", "height": STEP, "stroke": PALETTE["paper"]}}]
+    narrow = _spec(values, _narrowed(encoding, STEP), bars, {"step": STEP + _OVER}, NARROW)
+    return Chart(title, _spec(values, encoding, bars, {"step": 26}), description, table, narrow)
+
+
+def _narrowed(encoding: dict[str, Any], height: int) -> dict[str, Any]:
+    """The same encoding with the name over each row, which is `height` pixels high, and the legend in one column."""
+    rows, colour = encoding["y"], encoding["color"]
+    over = {"labelAlign": "left", "labelPadding": 0, "labelBaseline": "bottom", "labelOffset": -height / 2 - 2}
+    gap = _OVER / (height + _OVER)
+    scale = {"paddingInner": gap, "paddingOuter": gap}
+    legend = colour["legend"] and colour["legend"] | {"columns": 1, "labelLimit": NARROW - 40}
+    axis = rows["axis"] | over | {"labelLimit": NARROW - 10}
+    return encoding | {"y": rows | {"axis": axis, "scale": scale}, "color": colour | {"legend": legend}}
 
 
 def _datum(point: Point) -> dict[str, Any]:
@@ -139,11 +156,15 @@ def _colours(field: str, names: Sequence[str]) -> dict[str, Any]:
 
 
 def _spec(
-    values: list[dict[str, Any]], encoding: dict[str, Any], layers: list[dict[str, Any]], height: dict[str, Any]
+    values: list[dict[str, Any]],
+    encoding: dict[str, Any],
+    layers: list[dict[str, Any]],
+    height: dict[str, Any],
+    width: int = WIDTH,
 ) -> dict[str, Any]:
     return {
         "$schema": SCHEMA,
-        "width": WIDTH,
+        "width": width,
         "autosize": {"type": "fit-x", "contains": "padding"},
         "height": height,
         "data": {"values": values},

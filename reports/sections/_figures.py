@@ -16,6 +16,7 @@ from reports.wording import (
     metric_question,
     metric_title,
     p_text,
+    stratum_title,
     told,
     variant_title,
 )
@@ -84,7 +85,7 @@ def before_text(figure: Figure) -> str:
 def figure_table(caption: str, figures: Sequence[Figure], *, wording: bool = False, stratum: bool = False) -> Table:
     """One row a figure: which change, which metric, which cut, and the numbers before and after with intervals."""
     cuts = ["Wording"] * wording + ["Popularity of the changed fact"] * stratum
-    columns = ("Change", "Metric", *cuts, "Before", "After", "Difference", "p (paired)")
+    columns = ("Change", "Metric", *cuts, "Before", "After", "Difference", "p (paired, Holm)")
     numeric = tuple(range(2 + len(cuts), len(columns)))
     rows = tuple(_row(figure, wording, stratum) for figure in figures)
     return Table(caption, columns, rows, numeric=numeric, note=questions(f.row.metric for f in figures))
@@ -92,11 +93,15 @@ def figure_table(caption: str, figures: Sequence[Figure], *, wording: bool = Fal
 
 def _row(figure: Figure, wording: bool, stratum: bool) -> tuple[str, ...]:
     row = figure.row
-    cuts = [variant_title(row.variant or "all")] * wording + [row.stratum or "all"] * stratum
+    cuts = [variant_title(row.variant or "all")] * wording + [_stratum(row.stratum)] * stratum
     moved = told(row.difference, signed=True) if row.difference is not None else "–"
-    p = p_text(row.p) if row.p is not None else "–"
+    p = p_text(row.p_holm) if row.p_holm is not None else "–"
     which = (arm_title(figure.operator, figure.arm), metric_title(row.metric))
     return (*which, *cuts, before_text(figure), told(row.after), moved, p)
+
+
+def _stratum(stratum: str | None) -> str:
+    return stratum_title(stratum) if stratum else "all"
 
 
 def questions(names: Iterable[str]) -> str:
@@ -110,13 +115,15 @@ def questions(names: Iterable[str]) -> str:
 
 def protocols(audit: Audit) -> Table | None:
     """The metrics that are told under all three protocols, these side by side."""
+    wanted = ("success", "accuracy", "generation")
     stems: dict[tuple[str, str, str], dict[str, Estimate]] = {}
     for figure in overall(audit):
         stem, _, protocol = figure.row.metric.rpartition("_")
+        if protocol not in wanted:  # "forget_efficacy" is itself as written, beside "forget_efficacy_success"
+            stem, protocol = figure.row.metric, "generation"
         stems.setdefault((figure.operator, figure.arm, stem), {})[protocol] = figure.row.after
-    wanted = ("success", "accuracy", "generation")
     rows = tuple(
-        (arm_title(operator, arm), stem.replace("_", " ").capitalize(), *(told(found[name]) for name in wanted))
+        (arm_title(operator, arm), metric_title(stem), *(told(found[name]) for name in wanted))
         for (operator, arm, stem), found in stems.items()
         if all(name in found for name in wanted)
     )
@@ -132,22 +139,6 @@ def protocols(audit: Audit) -> Table | None:
 
 def folded(summary: str, table: Table) -> Details:
     return Details(summary, (table,))
-
-
-def data_of(figures: Iterable[Figure]) -> list[dict[str, str | None]]:
-    """The figures in words, for the JSON report."""
-    return [
-        {
-            "operator": f.operator,
-            "arm": f.arm,
-            "metric": f.row.metric,
-            "stratum": f.row.stratum,
-            "variant": f.row.variant,
-            "before": before_text(f),
-            "after": told(f.row.after),
-        }
-        for f in figures
-    ]
 
 
 def interval_note(audit: Audit) -> str:

@@ -9,7 +9,6 @@ from reports.sections import SECTIONS
 from reports.sections._charts import intervals, points_of
 from reports.sections._figures import (
     arms,
-    data_of,
     figure_table,
     folded,
     interval_note,
@@ -24,14 +23,17 @@ def section(audit: Audit) -> Section | None:
     figures = overall(audit)
     if not figures:
         return None
-    blocks: list[Block] = [Text(f"{interval_note(audit)} All metrics over all questions, before and after.")]
+    blocks: list[Block] = [Text(f"{interval_note(audit)} All metrics over all questions, before and after. {_WHERE}")]
     operators = dict.fromkeys(operator for operator, _, _ in arms(audit))
     for operator in operators:
         own = [figure for figure in figures if figure.operator == operator]
         blocks += _of_operator(operator, own)
     side_by_side = protocols(audit)
     blocks += [side_by_side] if side_by_side else []
-    return Section("efficacy", "Before and after", 10, tuple(blocks), {"figures": data_of(figures)})
+    return Section("efficacy", "Before and after", 10, tuple(blocks))
+
+
+_WHERE = "What no table here shows, such as each metric by wording, is in report.json."
 
 
 def _of_operator(operator: str, figures: list[Figure]) -> list[Block]:

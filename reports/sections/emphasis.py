@@ -7,7 +7,7 @@ from reports.document import Block, Section, Text
 from reports.record import Audit
 from reports.sections import SECTIONS
 from reports.sections._charts import intervals, points_of
-from reports.sections._figures import by_variant, data_of, figure_table, folded, overall, reads_only
+from reports.sections._figures import by_variant, figure_table, folded, overall, reads_only
 from reports.wording import metric_title
 
 PROBE = "keyword_emphasis"
@@ -28,8 +28,7 @@ def section(audit: Audit) -> Section | None:
     wordings = [f for f in by_variant(audit, _reads_emphasis) if (f.row.variant or "").startswith("key:")]
     if wordings:
         blocks.append(folded("By wording of the emphasis", figure_table("By wording", wordings, wording=True)))
-    data = {"figures": data_of([*whole, *wordings])}
-    return Section("emphasis", "Stressed key words", 30, tuple(blocks), data)
+    return Section("emphasis", "Stressed key words", 30, tuple(blocks))
 
 
 def _reads_emphasis(name: str) -> bool:

@@ -11,7 +11,7 @@ from reports.document import Block, Section, Table, Text
 from reports.record import Audit
 from reports.sections import SECTIONS
 from reports.sections._charts import stacked
-from reports.sections._figures import arms, data_of, figure_table, overall
+from reports.sections._figures import arms, figure_table, overall
 from reports.wording import CLASSES, arm_title, probe_title
 
 _PROBES = ("rewrite", "rephrase", "multi_hop")
@@ -28,7 +28,7 @@ def section(audit: Audit) -> Section | None:
     chart = stacked("What the model says when asked for it", _counts(cells), _CHART, table)
     blocks: list[Block] = [Text(_INTRODUCTION), chart or table]
     blocks += [figure_table("Forgetting, leaks and what comes instead", whole)] if whole else []
-    return Section("forgetting", "Forgetting", 70, tuple(blocks), {"figures": data_of(whole)})
+    return Section("forgetting", "Forgetting", 70, tuple(blocks))
 
 
 def _of_unlearning(name: str) -> bool:

@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 from probes.estimate import Ruling
-from reports.document import Block, Heading, Section, Table, Text
-from reports.record import Audit, Figure
+from probes.judge import KNIFE_EDGE
+from probes.verdict import Class
+from reports.document import Block, Bullets, Heading, Section, Table, Text
+from reports.record import Audit, Claim, Figure
 from reports.sections import SECTIONS
 from reports.sections._figures import arms, overall
-from reports.wording import arm_title, level_text, metric_title, number, plural, probe_title, told
-
-KNIFE_EDGE = (
-    1e-4  # nats a token; logits move by about 1e-7 with the shape of a batch, rounding by more on other devices
+from reports.wording import (
+    arm_title,
+    demand,
+    level_text,
+    metric_title,
+    number,
+    plural,
+    probe_title,
+    told,
+    was_asked,
+    within_demand,
 )
+
 FEW = 30  # facts, below which an interval is wide whatever it says
 _LEAKS = ("forget_accuracy", "forget_rephrased", "leakage")
 _UNTESTED = {  # what an attacker or a year in use could do, by the probe that would try it
@@ -43,7 +53,9 @@ def _not_shown(audit: Audit) -> list[str]:
         "said may be held back and come out under a prompt that nobody tried. Copies, adapters, fine-tuned descendants "
         "and backups of the model are other models.",
         *_bounds(audit),
+        *_newly_said(audit),
         *_knife_edge(audit),
+        *_many(audit),
         *audit.notes,
     ]
     return texts
@@ -73,6 +85,33 @@ def _found(leaks: list[Figure]) -> str:
     return f"no extraction found; up to {number(bound)} of such questions might still ({level_text(known[0].level)})"
 
 
+def _newly_said(audit: Audit) -> list[str]:
+    """Forgotten answers that only the changed model gives: in no share, since nothing was there to be forgotten."""
+    texts = []
+    for operator, task, arm in arms(audit):
+        own = [item.verdict for item in audit.judged if (item.operator, item.arm) == (operator, arm)]
+        new = [v for v in own if v.class_before is not Class.OLD and v.class_after is Class.OLD and not v.applies]
+        if task == "unlearn" and new:
+            drew = plural(len(new), "question draws", "questions draw")
+            texts.append(
+                f"{arm_title(operator, arm)}: {drew} the answer from the changed model though not from the unchanged "
+                "one. No share counts them; they are in cases.parquet."
+            )
+    return texts
+
+
+def _many(audit: Audit) -> list[str]:
+    """Several claims and tests stand side by side, each with its own chance of error."""
+    tests = sum(figure.row.p is not None for figure in audit.figures)
+    if len(audit.claims) < 2 and tests < 2:
+        return []
+    return [
+        f"{plural(len(audit.claims), 'claim')} and {plural(tests, 'paired test')} stand side by side, each at a level "
+        "of its own: where there are many, some lie beyond their bar by chance. The p values are adjusted for the "
+        "number of metrics tested on the same cases (Holm), the claims are not adjusted."
+    ]
+
+
 def _knife_edge(audit: Audit) -> list[str]:
     margins = [item.verdict.margin_after for item in audit.judged if item.verdict.margin_after is not None]
     close = sum(abs(margin) < KNIFE_EDGE for margin in margins)
@@ -84,8 +123,8 @@ def _knife_edge(audit: Audit) -> list[str]:
 
 def _untested(audit: Audit) -> list[Block]:
     asked = {item.verdict.case.probe for item in audit.judged}
-    rows = tuple((text,) for probe, text in _UNTESTED.items() if probe not in asked)
-    return [Heading("Not tested", 3), Table("Not tested", ("What might bring it back, or do harm",), rows)]
+    texts = tuple(text for probe, text in _UNTESTED.items() if probe not in asked)
+    return [Heading("Not tested, though it might bring a fact back or do harm"), Bullets(texts)] if texts else []
 
 
 def _passed_over(audit: Audit) -> list[Block]:
@@ -105,13 +144,25 @@ def _thin(audit: Audit) -> list[Block]:
             arm_title(claim.operator, claim.arm),
             metric_title(claim.metric),
             told(claim.estimate),
-            plural(claim.needed, "fact") if claim.needed is not None else "not known",
+            demand(claim.at_least, claim.at_most),
+            _enough(claim, audit),
         )
         for claim in open_claims
     )
-    columns = ("Change", "Claim", "Measured", "Would be enough, if all pass")
+    columns = ("Change", "Claim", "Measured", "Demand", "What it would take")
     few = [f for f in overall(audit) if f.row.after.value is not None and f.row.after.groups < FEW]
     whole = plural(len(overall(audit)), "number")
     text = f"{len(few)} of {whole} rest on fewer than {FEW} facts: their intervals are wide."
     blocks: list[Block] = [Heading("Few facts", 3), Text(text)] if few else []
     return [*blocks, Table("Claims without enough evidence", columns, rows, numeric=(2, 3))] if rows else blocks
+
+
+def _enough(claim: Claim, audit: Audit) -> str:
+    """What would decide an open claim: more facts, as long as what was measured is on the right side of the bar."""
+    if not claim.estimate.n:
+        return "a question that counts" if was_asked(claim, audit) else "to be asked at all"
+    if not within_demand(claim):
+        return "more facts, and a better share than was measured"
+    if claim.needed is not None and claim.needed > claim.estimate.groups:
+        return f"{plural(claim.needed, 'fact')}, if all pass"
+    return f"more than {plural(claim.estimate.groups, 'fact')}"

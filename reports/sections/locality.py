@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from probes.estimate import proportion
 from probes.verdict import Expect, Verdict
-from reports.document import Block, Exchanges, Section, Table, Text
+from reports.document import Block, Exchanges, Heading, Section, Table, Text
 from reports.record import Audit, Figure
 from reports.sections import SECTIONS
 from reports.sections._charts import intervals, points_of
-from reports.sections._figures import HEADLINE, arms, data_of, figure_table, overall, questions, reads_only
-from reports.sections._verdicts import broke, changed_fact, exchange, facts_by_id, telling
+from reports.sections._figures import HEADLINE, arms, figure_table, overall, questions, reads_only
+from reports.sections._verdicts import broke, changed_fact, exchange, facts_by_id, firsts, telling
 from reports.wording import arm_title, metric_title, plural, probe_title, told
 
 PROBE = "neighborhood"
@@ -22,7 +22,7 @@ def section(audit: Audit) -> Section | None:
         return None
     whole = overall(audit, reads_only(PROBE))
     blocks: list[Block] = [Text(_INTRODUCTION), *_charts(whole), _damage(audit), *_examples(audit)]
-    return Section("locality", "Collateral damage", 50, tuple(blocks), {"figures": data_of(whole)})
+    return Section("locality", "Collateral damage", 50, tuple(blocks))
 
 
 def _charts(whole: list[Figure]) -> list[Block]:
@@ -61,12 +61,13 @@ def _examples(audit: Audit) -> list[Block]:
     facts, per_arm = facts_by_id(audit), []
     for operator, task, arm in arms(audit):
         lost = telling(v for v in _stay(audit, operator, arm) if broke(v))
-        spread = list({verdict.case.group: verdict for verdict in reversed(lost)}.values())[::-1]
+        spread = firsts(lost, lambda verdict: verdict.case.group)
         per_arm.append([(arm_title(operator, arm), task, verdict) for verdict in spread])
     turns = [row[i] for i in range(_SHOWN) for row in per_arm if i < len(row)]
-    shown = tuple(exchange(v, title, changed_fact(v, task, facts)) for title, task, v in turns[:_SHOWN])
+    once = firsts(turns, lambda turn: turn[2].case.prompt)[:_SHOWN]
+    shown = tuple(exchange(v, title, changed_fact(v, task, facts)) for title, task, v in once)
     if shown:
-        return [Exchanges(shown)]
+        return [Heading("What was lost, for example"), Exchanges(shown)]
     right = sum(item.verdict.case.expect is Expect.UNCHANGED for item in audit.judged)
     return [Text(f"No damage was found by {plural(right, 'question')} about what should stay.")]
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections import Counter
 
 from probes.verdict import Verdict
-from reports.document import Block, Exchanges, Section, Table, Text
+from reports.document import Block, Exchange, Exchanges, Heading, Section, Table, Text
 from reports.record import Audit, Figure
 from reports.sections import SECTIONS
 from reports.sections._charts import intervals, points_of
-from reports.sections._figures import HEADLINE, arms, data_of, figure_table, folded, overall, questions, reads_only
-from reports.sections._verdicts import broke, changed_fact, exchange, facts_by_id, telling
+from reports.sections._figures import HEADLINE, arms, figure_table, folded, overall, questions, reads_only
+from reports.sections._verdicts import broke, changed_fact, exchange, facts_by_id, telling, unknown_before
 from reports.wording import arm_title, metric_title, plural, variant_title
 
 PROBE = "multi_hop"
@@ -24,7 +24,7 @@ def section(audit: Audit) -> Section | None:
         return None
     whole = overall(audit, reads_only(PROBE))
     blocks: list[Block] = [Text(_INTRODUCTION), *_charts(whole), _premises(audit), *_reasons(asked), *_examples(audit)]
-    return Section("multi_hop", "Related questions", 40, tuple(blocks), {"figures": data_of(whole)})
+    return Section("multi_hop", "Related questions", 40, tuple(blocks))
 
 
 def _asked(audit: Audit) -> list[Verdict]:
@@ -54,7 +54,10 @@ def _premises(audit: Audit) -> Table:
             out = [verdict for verdict in own if not verdict.applies]
             rows.append((arm_title(operator, arm), str(len(own)), str(len(own) - len(out)), str(len(out))))
     columns = ("Change", "Asked", "Counted", "Did not apply")
-    note = "A question counts if the unchanged model could answer its steps one by one."
+    note = (
+        "After an edit a question counts if the unchanged model could answer its steps one by one; after forgetting, "
+        "if it led the unchanged model to the answer."
+    )
     return Table("Premises", columns, tuple(rows), numeric=(1, 2, 3), note=note)
 
 
@@ -72,13 +75,17 @@ def _reasons(asked: list[Verdict]) -> list[Block]:
 
 def _examples(audit: Audit) -> list[Block]:
     facts = facts_by_id(audit)
-    shown = []
+    shown: list[Exchange] = []
     for operator, task, arm in arms(audit):
         own = [i.verdict for i in audit.judged if (i.operator, i.arm, i.verdict.case.probe) == (operator, arm, PROBE)]
-        for verdict in telling(v for v in own if broke(v))[:1]:
-            text = f"{changed_fact(verdict, task, facts)} Question: {variant_title(verdict.case.variant)}."
+        prompts = {item.prompt for item in shown}
+        for verdict in [v for v in telling(v for v in own if broke(v)) if v.case.prompt not in prompts][:1]:
+            kind = f"Kind of question: {variant_title(verdict.case.variant)}."
+            text = " ".join(filter(None, (changed_fact(verdict, task, facts), unknown_before(verdict), kind)))
             shown.append(exchange(verdict, arm_title(operator, arm), text))
-    return [Exchanges(tuple(shown))] if shown else [Text(f"None of {plural(len(_asked(audit)), 'question')} broke it.")]
+    if shown:
+        return [Heading("What did not follow, for example"), Exchanges(tuple(shown))]
+    return [Text(f"None of {plural(len(_asked(audit)), 'question')} broke it.")]
 
 
 _INTRODUCTION = (

@@ -9,9 +9,9 @@ from reports.document import Block, Section, Table, Text
 from reports.record import Audit, Figure
 from reports.sections import SECTIONS
 from reports.sections._charts import Point, intervals, points_of
-from reports.sections._figures import HEADLINE, arms, data_of, figure_table, folded, level_of, overall, questions
+from reports.sections._figures import HEADLINE, arms, figure_table, folded, level_of, overall, questions
 from reports.sections._verdicts import broke
-from reports.wording import arm_title, told
+from reports.wording import arm_title, stratum_title, told
 
 
 @SECTIONS.register("popularity")
@@ -24,7 +24,7 @@ def section(audit: Audit) -> Section | None:
     if asked.rows:
         chart = intervals("By popularity of the fact that was asked", points, "share kept", _KEPT, asked)
         blocks.append(chart or asked)
-    return Section("popularity", "Popularity", 60, tuple(blocks), {"figures": data_of(cut)})
+    return Section("popularity", "Popularity", 60, tuple(blocks))
 
 
 def _unit(audit: Audit) -> str:
@@ -42,7 +42,7 @@ def _of_changed(cut: list[Figure]) -> list[Block]:
         drawn = sorted((f for f in cut if f.task == task and f.row.metric == name), key=lambda f: f.row.stratum or "")
         if drawn:
             table = figure_table(f"{title} by popularity", drawn, stratum=True)
-            points = points_of(drawn, [f.row.stratum or "" for f in drawn])
+            points = points_of(drawn, [stratum_title(f.row.stratum) for f in drawn])
             title = f"{title}, by popularity of the changed fact"
             blocks.append(intervals(title, points, "share", questions([name]), table) or table)
     whole = figure_table("All metrics by popularity", cut, stratum=True)
@@ -59,21 +59,21 @@ def _asked(audit: Audit) -> tuple[Table, list[Point]]:
     """By stratum of the asked fact: how much of what was right before is still right."""
     rows, points = [], []
     for operator, _, arm in arms(audit):
-        stay = [
-            item.verdict
+        stay = {  # a question that two probes ask is one question
+            (item.verdict.case.group, item.verdict.case.prompt): item.verdict
             for item in audit.judged
             if (item.operator, item.arm) == (operator, arm)
             and item.verdict.case.expect is Expect.UNCHANGED
             and item.verdict.case.stratum is not None
-        ]
+        }.values()
         for stratum in sorted({verdict.case.stratum or "" for verdict in stay}):
             own = [v for v in stay if v.case.stratum == stratum and broke(v) is not None]
             kept = proportion([float(not broke(v)) for v in own], [v.case.group for v in own], level_of(audit))
-            rows.append((arm_title(operator, arm), stratum, told(kept)))
-            points.append(Point(stratum, arm_title(operator, arm), "after", kept))
+            rows.append((arm_title(operator, arm), stratum_title(stratum), told(kept)))
+            points.append((stratum, Point(stratum_title(stratum), arm_title(operator, arm), "after", kept)))
     columns = ("Change", "Popularity of the asked fact", "Kept, of those right before")
     table = Table("Kept by popularity of the asked fact", columns, tuple(rows), numeric=(2,), note=_KEPT)
-    return table, sorted(points, key=lambda point: point.row)
+    return table, [point for _, point in sorted(points, key=lambda placed: placed[0])]
 
 
 _INTRODUCTION = (

@@ -73,7 +73,7 @@ def _change_row(change: Change) -> tuple[str, ...]:
     return (
         arm_title(change.operator, change.arm),
         facts + more,
-        f"{change.relative_norm:.2g}",
+        "no weights" if change.relative_norm is None else f"{change.relative_norm:.2g}",
         parameters + others,
         number(change.seconds),
         str(change.seed),

@@ -9,7 +9,6 @@ from reports.sections._charts import intervals, points_of
 from reports.sections._figures import (
     HEADLINE,
     by_variant,
-    data_of,
     figure_table,
     folded,
     overall,
@@ -35,8 +34,7 @@ def section(audit: Audit) -> Section | None:
         figure_table("Over all other wordings", whole),
         folded("By wording, all protocols", figure_table("By wording", parts, wording=True)),
     ]
-    data = {"figures": data_of([*whole, *parts])}
-    return Section("rephrase", "Other wordings", 20, tuple(blocks), data)
+    return Section("rephrase", "Other wordings", 20, tuple(blocks))
 
 
 def _headline(figures: list[Figure], task: str) -> list[Figure]:

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 
 from probes.estimate import Ruling
 from reports.document import Banner, Block, Cards, Details, Exchanges, Heading, Section, Table, Text
 from reports.record import Audit, Claim
 from reports.sections import SECTIONS
 from reports.sections._figures import arms, interval_note, level_of
-from reports.sections._verdicts import Way, facts_by_id, shown, worst
+from reports.sections._verdicts import Way, examples, facts_by_id, named_fact, worst
 from reports.wording import (
+    ARMS_EXPLAINED,
     TONES,
     arm_title,
     demand,
     level_text,
+    metric_question,
     metric_title,
     number,
     plural,
     probe_title,
     ruling_text,
+    stratum_title,
     told,
 )
 
@@ -34,10 +38,10 @@ _VERDICTS = {
 def section(audit: Audit) -> Section:
     ways = worst(audit)
     blocks: list[Block] = [
-        Banner(_VERDICTS[audit.ruling()], _sentence(audit), TONES[audit.ruling()]),
-        Cards(tuple(_card(audit, operator, arm) for operator, _, arm in arms(audit))),
-        *_claims(audit),
+        Banner(_VERDICTS[audit.ruling()], _sentence(audit), TONES[audit.ruling()], tuple(_changed(audit))),
+        *_cards(audit),
         *_worst(audit, ways),
+        *_claims(audit),
         *_facts(audit),
     ]
     return Section("summary", "Does it hold?", 0, tuple(blocks), _data(audit, ways))
@@ -47,8 +51,8 @@ def _sentence(audit: Audit) -> str:
     if not audit.changes and not audit.judged:
         return "Nothing was changed and nothing was asked, so there is nothing to say."
     model = audit.model.get("name") or "an unnamed model"
-    asked = f"{plural(len(audit.judged), 'question')} judged before and after"
-    return f"{_changed(audit)} in {model}; {asked}. {_tally(audit)}"
+    asked = f"{plural(len(audit.judged), 'question')} put to it before and after the change"
+    return f"{_tally(audit)} The model is {model}, with {asked}."
 
 
 def _tally(audit: Audit) -> str:
@@ -62,17 +66,33 @@ def _tally(audit: Audit) -> str:
     return f"Of {plural(len(audit.claims), 'claim')}, {hold}, {fail} and {lack}."
 
 
-def _changed(audit: Audit) -> str:
-    """ "8 facts edited (rome) and 8 facts to be forgotten (npo)"."""
-    done = {"edit": "edited", "unlearn": "to be forgotten"}
-    parts = []
-    for task, word in done.items():
-        changes = [change for change in audit.changes if change.task == task]
-        if changes:
-            operators = ", ".join(dict.fromkeys(change.operator for change in changes))
-            facts = {fact for change in changes for fact in change.facts}
-            parts.append(f"{plural(len(facts), 'fact')} {word} ({operators})")
-    return " and ".join(parts) or "Changes were made"
+def _changed(audit: Audit) -> Iterator[str]:
+    """What was changed, a line an operator: "Edited by rome: France, capital: Paris → Rome; …, and 5 more facts"."""
+    facts, named = facts_by_id(audit), set[frozenset[str]]()
+    for operator, task in dict.fromkeys((change.operator, change.task) for change in audit.changes):
+        own = [c.facts for c in audit.changes if (c.operator, c.task) == (operator, task)]
+        ids = list(dict.fromkeys(fact for group in own for fact in group))
+        done = f"{_DONE.get(task, task)} by {operator}"
+        if frozenset(ids) in named:
+            yield f"{done}: the same {plural(len(ids), 'fact')}."
+            continue
+        named.add(frozenset(ids))
+        told_of = [named_fact(facts[name], task) for name in ids[:_NAMED] if name in facts]
+        left = len(ids) - len(told_of)
+        more = [f"and {plural(left, 'more fact')}" if told_of else plural(left, "fact")] if left else []
+        yield f"{done}: {'; '.join(told_of + more)}."
+
+
+_DONE = {"edit": "Edited", "unlearn": "Made to be forgotten"}
+_NAMED = 3  # facts
+
+
+def _cards(audit: Audit) -> list[Block]:
+    tried = arms(audit)
+    if not tried:
+        return []
+    items = tuple(_card(audit, operator, arm) for operator, _, arm in tried)
+    return [Cards(items, tuple(ARMS_EXPLAINED.get(arm, "") for _, _, arm in tried))]
 
 
 def _card(audit: Audit, operator: str, arm: str) -> tuple[str, str, str]:
@@ -101,28 +121,28 @@ def _claims(audit: Audit) -> list[Block]:
         (
             arm_title(claim.operator, claim.arm),
             metric_title(claim.metric),
-            ruling_text(claim.ruling, claim.needed, claim.estimate.groups),
+            ruling_text(claim, audit),
             demand(claim.at_least, claim.at_most),
             told(claim.estimate),
         )
         for claim in claims
     )
+    hints = tuple(metric_question(claim.metric) for claim in claims)
     tones = tuple(TONES[claim.ruling] for claim in claims)
-    columns = ("Change", "Claim", "Verdict", "Demand", "Measured after the change")
+    columns = ("Change", "Claim", "Verdict", "Demand", "Measured")
     note = (
+        "Measured: after the change. As written: judged by the text that the model writes. "
         f"{interval_note(audit)} A claim holds if its whole interval meets the demand, and does not if its whole "
         "interval misses it; in between there is not enough evidence."
     )
-    return [
-        Table("The claims and what the evidence says", columns, rows, tones=tones, numeric=(4,), verdict=2, note=note)
-    ]
+    caption = "The claims and what the evidence says"
+    return [Table(caption, columns, rows, tones=tones, numeric=(4,), verdict=2, hints=hints, note=note)]
 
 
 def _worst(audit: Audit, ways: list[Way]) -> list[Block]:
     title = {1: "The worst way in which it breaks"}.get(len(ways), f"The {_WORDS[len(ways)]} worst ways it breaks")
     if ways:
-        facts = facts_by_id(audit)
-        return [Heading(title, 3), Exchanges(tuple(shown(way, facts) for way in ways))]
+        return [Heading(title, 3), Exchanges(tuple(examples(ways, facts_by_id(audit))))]
     if not audit.judged:
         return []
     return [Text("No way to break it was found by the questions that were asked.", "good")]
@@ -142,7 +162,7 @@ def _facts(audit: Audit) -> list[Block]:
             fact.target_new if fact.target_new is not None else "(to be forgotten)",
             fact.prompt,
             number(fact.popularity) if fact.popularity is not None and fact.popularity < 10 else _big(fact.popularity),
-            fact.stratum or "–",
+            stratum_title(fact.stratum),
         )
         for fact in audit.facts
     )
@@ -157,11 +177,10 @@ def _big(popularity: float | None) -> str:
 
 
 def _data(audit: Audit, ways: list[Way]) -> dict[str, object]:
-    facts = facts_by_id(audit)
     return {
         "ruling": audit.ruling().value,
         "level": level_text(level_of(audit)),
-        "claims": [_claim_data(claim) for claim in audit.claims],
+        "claims": [_claim_data(claim, audit) for claim in audit.claims],
         "worst": [
             {
                 "operator": way.operator,
@@ -175,18 +194,17 @@ def _data(audit: Audit, ways: list[Way]) -> dict[str, object]:
                 "class_before": example.class_before,
                 "class_after": example.class_after,
             }
-            for way in ways
-            for example in [shown(way, facts)]
+            for way, example in zip(ways, examples(ways, facts_by_id(audit)), strict=True)
         ],
     }
 
 
-def _claim_data(claim: Claim) -> dict[str, str]:
+def _claim_data(claim: Claim, audit: Audit) -> dict[str, str]:
     return {
         "operator": claim.operator,
         "arm": claim.arm,
         "metric": claim.metric,
         "demand": demand(claim.at_least, claim.at_most),
         "measured": told(claim.estimate),
-        "verdict": ruling_text(claim.ruling, claim.needed, claim.estimate.groups),
+        "verdict": ruling_text(claim, audit),
     }

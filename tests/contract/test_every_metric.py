@@ -5,15 +5,13 @@ from dataclasses import replace
 
 import pytest
 
+from probes.kinds import PROBES as KINDS
 from probes.metrics import METRICS, UNITS, readings, summarise, value
 from probes.verdict import Answer, Case, Class, Expect, Marks, Reply, Verdict
 
-PROBES = {
-    "rewrite": ["plain"],
-    "rephrase": ["typo", "question"],
-    "neighborhood": ["same_relation"],
-    "multi_hop": ["inverse"],
-    "keyword_emphasis": ["plain", "key:list", "key:twice", "control:random_words:0", "control:template_only:0"],
+EMPHASIS = ("key", "control:random_words", "control:template_only")
+PROBES = {name: ["typo", "question"] for name in KINDS.names()} | {
+    "keyword_emphasis": ["plain", *(f"{kind}:{wording}" for kind in EMPHASIS for wording in ("list", "twice"))]
 }
 
 

@@ -1,17 +1,15 @@
 """What every registered operator keeps, on every layout; a new operator is tested here without being named.
 
-Its tiny settings may stand in `tables.QUICK`; without them its preset is used.
+Nothing is asked of how it goes about it: it may make no pass through the model, and give a patch of any kind. Its
+preset is used, under the settings of `quick/<operator>.toml` where there is such a file.
 """
 
 from __future__ import annotations
 
 import functools
-import inspect
-import json
-import re
-import tomllib
-import typing
-from importlib import resources
+import itertools
+import math
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -19,13 +17,14 @@ from conftest import LAYOUTS, make_handle
 from edit_examples import EDITS as PROMPTS
 from edit_examples import ENDING, private_cache
 from tables import QUICK
-from training_examples import REQUEST
+from training_examples import FORGET, REQUEST, RETAIN
 
-from editkit.facts import Edit, ForgetRequest
-from editkit.operators import EDITS, UNLEARNERS, build, configured, each, operator_class, preset_for, settings_of
-from editkit.patch import WeightPatch
+from editkit.facts import ForgetRequest
+from editkit.operators import EDITS, UNLEARNERS, Confined, configured, each
+from editkit.patch import PromptPatch, WeightPatch
 from editkit.scope import Scope
 from editkit.scoring import score_pairs
+from editkit.settings import build, settings_of
 
 OPERATORS = (*EDITS.names(), *UNLEARNERS.names())
 CASES = pytest.mark.parametrize(("name", "layout"), [(name, layout) for name in OPERATORS for layout in LAYOUTS])
@@ -66,11 +65,56 @@ def patch_of(name, layout):
     return patch, before, handle.fingerprint()
 
 
-def asked(name):
+def asked(name, edits=tuple(ENDING[:1])):
     """Pairs of prompt and text whose probability shall rise (edits) or fall (unlearners)."""
     if name in EDITS:
-        return [(edit.fact.text, edit.target_new) for edit in ENDING[:1]]
+        return [(edit.fact.text, edit.target_new) for edit in edits]
     return [(example.prompt, example.completion) for example in REQUEST.forget]
+
+
+def changes(handle, patch, pairs):
+    """By how much the patch moves the log-probability of each text, in nats."""
+    before = score_pairs(handle, pairs)
+    with handle.patched(patch):
+        after = score_pairs(handle, pairs)
+    return [one.logprob - other.logprob for one, other in zip(after, before, strict=True)]
+
+
+def moves_the_right_way(name, patch, moved):
+    """A random model cannot read, so of a changed prompt only that it changes something can be asked."""
+    assert all(map(math.isfinite, moved))
+    assert abs(sum(moved)) > 1e-3
+    return isinstance(patch, PromptPatch) or (sum(moved) > 0) == (name in EDITS)
+
+
+def weights_of(patch):
+    if not isinstance(patch, WeightPatch):
+        pytest.skip(f"{type(patch).__name__} changes no weights")
+    return patch
+
+
+@contextmanager
+def on_each_pass(handle, do):
+    """`do()` whenever the model's last block has run."""
+
+    def after(*_):
+        do()  # a hook's own value would take the place of the block's
+
+    hook = handle.module("block", handle.layers - 1).register_forward_hook(after)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+@functools.cache
+def passes_of(name, layout):
+    """How many passes through the model a call makes, once all is cached that can be."""
+    patch_of(name, layout)
+    passes = itertools.count()
+    with on_each_pass(handle_for(layout), lambda: next(passes)):
+        call(name, layout)
+    return next(passes)
 
 
 @CASES
@@ -91,13 +135,7 @@ def test_apply_and_rollback_restore_it_to_the_bit(name, layout):
 @CASES
 def test_the_target_moves_the_right_way_and_nothing_is_nan(name, layout):
     patch, *_ = patch_of(name, layout)
-    handle = handle_for(layout)
-    before = score_pairs(handle, asked(name))
-    with handle.patched(patch):
-        after = score_pairs(handle, asked(name))
-    change = sum(score.logprob for score in after) - sum(score.logprob for score in before)
-    assert abs(change) > 1e-3  # NaN fails here too
-    assert (change > 0) == (name in EDITS)
+    assert moves_the_right_way(name, patch, changes(handle_for(layout), patch, asked(name)))
 
 
 @pytest.mark.parametrize("name", EDITS.names())
@@ -109,34 +147,44 @@ def test_edits_found_together_are_those_found_alone(name, layout):
     assert handle.fingerprint() == before
     for edit, patch in zip(ENDING, together, strict=True):
         alone = operator(handle, [edit], seed=3)
+        assert type(patch) is type(alone)
         assert patch.provenance.request == alone.provenance.request
-        assert set(patch.deltas) == set(alone.deltas)
-        for parameter, delta in patch.deltas.items():
-            wanted = alone.deltas[parameter].dense()
-            assert torch.linalg.vector_norm(delta.dense() - wanted) <= 1e-2 * torch.linalg.vector_norm(wanted)
+        pairs = asked(name, ENDING)
+        assert changes(handle, patch, pairs) == pytest.approx(changes(handle, alone, pairs), rel=5e-2, abs=1e-2)
+        if isinstance(patch, WeightPatch):
+            assert set(patch.deltas) == set(alone.deltas)
+            for parameter, delta in patch.deltas.items():
+                wanted = alone.deltas[parameter].dense()
+                assert torch.linalg.vector_norm(delta.dense() - wanted) <= 1e-2 * torch.linalg.vector_norm(wanted)
+
+
+def may_touch(operator, handle):
+    """What the operator says that it may change."""
+    if isinstance(operator, Confined):
+        return operator.touches(handle)
+    scope = settings_of(operator).get("scope")
+    assert scope, "say which parameters it may change: a setting `scope: Scope`, or a method `touches(handle)`"
+    return build(Scope, scope).parameters(handle)
 
 
 @CASES
 def test_only_parameters_in_scope_are_touched(name, layout):
-    patch, *_ = patch_of(name, layout)
-    if not isinstance(patch, WeightPatch):
-        pytest.skip("no patch of weights")
-    handle, operator = handle_for(layout), operator_for(name, layout)
-    settings = settings_of(operator)
-    if "scope" in settings:
-        allowed = build(Scope, settings["scope"]).parameters(handle)
-    else:
-        layers = settings["layers"] if "layers" in settings else [settings["layer"]]
-        allowed = [handle.weight_name("mlp_out", layer) for layer in layers]
+    patch = weights_of(patch_of(name, layout)[0])
     assert patch.deltas
-    assert set(patch.deltas) <= set(allowed)
+    assert set(patch.deltas) <= set(may_touch(operator_for(name, layout), handle_for(layout)))
+
+
+@CASES
+def test_the_patch_tells_how_it_was_made(name, layout):
+    told = patch_of(name, layout)[0].provenance
+    assert (told.operator, told.seed, told.base) == (name, 0, handle_for(layout).base_digest)
+    assert told.settings == settings_of(operator_for(name, layout))
+    assert told.request and told.versions
 
 
 @CASES
 def test_what_is_saved_and_loaded_answers_alike(name, layout, tmp_path):
-    patch, *_ = patch_of(name, layout)
-    if not isinstance(patch, WeightPatch):
-        pytest.skip("no patch of weights")
+    patch = weights_of(patch_of(name, layout)[0])
     patch.save(tmp_path / "patch.safetensors")
     loaded = WeightPatch.load(tmp_path / "patch.safetensors")
     handle = handle_for(layout)
@@ -147,39 +195,42 @@ def test_what_is_saved_and_loaded_answers_alike(name, layout, tmp_path):
         with handle.patched(loaded):
             assert torch.equal(handle.model(ids).logits, first)
     assert loaded.digest == patch.digest
-    assert loaded.provenance.operator == name
-    assert loaded.provenance.base == handle.base_digest
-    assert loaded.provenance.settings == settings_of(operator_for(name, layout))
+    assert loaded.provenance == patch.provenance
 
 
 @pytest.mark.parametrize("layout", FEW)
 @EACH
 def test_the_same_seed_gives_the_same_patch(name, layout):
     patch, *_ = patch_of(name, layout)
-    assert call(name, layout).digest == patch.digest
+    again, handle = call(name, layout), handle_for(layout)
+    assert again.digest == patch.digest
+    assert changes(handle, again, asked(name)) == changes(handle, patch, asked(name))
+
+
+@EACH
+def test_the_digest_tells_patches_apart(name):
+    """The model's replies are kept under it: with one digest for two patches, the one would answer for the other."""
+    patch, *_ = patch_of(name, "llama")
+    other = call(name, "llama", request=ENDING[1:2] if name in EDITS else ForgetRequest(FORGET[1:], RETAIN))
+    assert patch.digest and other.digest and patch.digest != other.digest
 
 
 @pytest.mark.parametrize("layout", FEW)
-@pytest.mark.parametrize("calls", [1, 4])
+@pytest.mark.parametrize("which", ["first", "last"])
 @EACH
-def test_an_error_in_its_midst_leaves_the_model_as_it_was(name, layout, calls):
-    patch_of(name, layout)  # whatever is cached, is
-    handle = handle_for(layout)
+def test_an_error_in_its_midst_leaves_the_model_as_it_was(name, layout, which):
+    handle, passes = handle_for(layout), passes_of(name, layout)
+    if passes < (2 if which == "last" else 1):
+        pytest.skip(f"makes {passes} passes through the model")
     before = handle.fingerprint()
-    count = 0
+    left = itertools.count(passes if which == "last" else 1, -1)
 
-    def strike(*_):
-        nonlocal count
-        count += 1
-        if count == calls:
+    def strike():
+        if next(left) == 1:
             raise Interruption
 
-    hook = handle.module("block", handle.layers - 1).register_forward_hook(strike)
-    try:
-        with pytest.raises(Interruption):
-            call(name, layout)
-    finally:
-        hook.remove()
+    with on_each_pass(handle, strike), pytest.raises(Interruption):
+        call(name, layout)
     assert handle.fingerprint() == before
 
 
@@ -206,72 +257,21 @@ def test_gradients_may_be_off_where_it_is_called(name):
         assert call(name, "llama").digest == patch.digest
 
 
-@CASES
-def test_settings_are_plain_and_round_trip(name, layout):
-    operator = operator_for(name, layout)
-    plain = settings_of(operator)
-    assert build(type(operator), json.loads(json.dumps(plain))) == operator
-    with pytest.raises(ValueError, match="no setting 'no_such'"):
-        build(type(operator), {**plain, "no_such": 1})
-
-
-@CASES
-def test_there_is_a_preset_with_a_source(name, layout):
-    handle = handle_for(layout)
-    operator, source = configured(name, handle)
-    assert isinstance(operator, operator_class(name)[1])
-    assert len(source) > 10
-    assert preset_for(name, handle).source == source
-
-
-def tables():
-    folder = resources.files("editkit").joinpath("presets")
-    files = {name: folder.joinpath(f"{name}.toml") for name in OPERATORS}
-    read = {name: tomllib.loads(file.read_text(encoding="utf-8")) for name, file in files.items() if file.is_file()}
-    return [(name, table) for name, content in read.items() for table in content["preset"]]
-
-
-@pytest.mark.parametrize(("name", "table"), tables())
-def test_every_preset_builds_its_operator_and_names_its_source(name, table):
-    assert set(table) <= {"match", "settings", "source"}
-    settings = {k: 0 if str(v).startswith("depth:") else v for k, v in table.get("settings", {}).items()}
-    build(operator_class(name)[1], settings)
-    assert len(table["source"]) > 10
-
-
-@EACH
-def test_its_module_says_where_it_comes_from(name):
-    text = inspect.getmodule(operator_class(name)[1]).__doc__
-    assert re.search(r"https?://\S+", text)
-    assert "Differs from the authors' code" in text
-
-
-@EACH
-def test_its_request_is_the_type_that_holds_no_held_out_question(name):
-    kind, operator = operator_class(name)
-    hints = typing.get_type_hints(operator.__call__)
-    request = next(hint for argument, hint in hints.items() if argument not in ("handle", "seed", "return"))
-    if kind == "edit":
-        assert typing.get_args(request) == (Edit,)
-    else:
-        assert request is ForgetRequest
-
-
 @pytest.mark.parametrize("name", EDITS.names())
 def test_several_edits_go_into_one_patch(name):
     handle = handle_for("llama")
     patch = call(name, "llama", request=ENDING)
-    pairs = [(edit.fact.text, edit.target_new) for edit in ENDING]
-    before = score_pairs(handle, pairs)
-    with handle.patched(patch):
-        after = score_pairs(handle, pairs)
-    assert sum(score.mean for score in after) > sum(score.mean for score in before) + 0.5
+    moved = changes(handle, patch, asked(name, ENDING))
+    assert moves_the_right_way(name, patch, moved)
+    assert isinstance(patch, PromptPatch) or min(moved) > 0, "an edit was lost"
 
 
 @pytest.mark.parametrize("name", EDITS.names())
 def test_progress_rises_and_comes_to_its_end(name):
     heard = []
     operator_for(name, "llama")(handle_for("llama"), ENDING, seed=0, progress=lambda *what: heard.append(what))
+    if not heard and not passes_of(name, "llama"):
+        pytest.skip("makes no pass through the model: there is nothing to wait for")
     what, done, of = heard[-1]
     assert done == of
     last = [n for w, n, _ in heard if w == what]
@@ -285,7 +285,4 @@ def test_a_tokenizer_without_pad_and_with_bos_serves(name):
     operator, _ = configured(name, handle, QUICK.get(name))
     patch = operator(handle, ENDING[:1] if name in EDITS else REQUEST, seed=0)
     assert handle.fingerprint() == before
-    scores = score_pairs(handle, asked(name))
-    with handle.patched(patch):
-        moved = score_pairs(handle, asked(name))
-    assert (sum(s.logprob for s in moved) > sum(s.logprob for s in scores)) == (name in EDITS)
+    assert moves_the_right_way(name, patch, changes(handle, patch, asked(name)))

@@ -66,6 +66,88 @@ def test_text_without_a_word_passes_nowhere(text, expect):
     assert not judge(case, Answer(Reply("old"), Reply(text))).passed
 
 
+SPACED = st.lists(PLAIN_NAMES.filter(lambda name: len(name) > 3), min_size=3, max_size=3, unique=True)
+BETWEEN = st.sampled_from([" and ", ", ", " or ", ", then ", " (", ": "])
+DISMISSING = st.sampled_from(
+    ["not", "isn't", "it wasn’t", "never", "no longer", "instead of", "rather than", "unlike", "anything but",
+     "cannot be", "formerly", "used to be", "I don't think it is", "I doubt it's"]
+)  # fmt: skip
+DENYING = st.sampled_from(
+    [
+        "is not",
+        "isn't",
+        "is wrong",
+        "was incorrect",
+        "is no longer",
+        "used to be the",
+        "is an incorrect answer",
+        "is untrue",
+    ]
+)
+INVISIBLE = st.sampled_from("\u200b\u200c\u200d\u2060\ufeff\u00ad")
+
+
+@given(SPACED, st.permutations([0, 1, 2]), BETWEEN, BETWEEN)
+def test_whatever_entity_comes_first_is_the_answer(three, order, between, later):
+    new, old, other = three
+    text = three[order[0]] + between + three[order[1]] + later + three[order[2]]
+    expected = (Class.NEW, Class.OLD, Class.HALLUCINATION)[order[0]]
+    assert classify(text, old=(old,), new=(new,), lexicon=(other,)) is expected
+    without_new = (Class.HALLUCINATION, Class.OLD, Class.HALLUCINATION)[order[0]]
+    assert classify(text, old=(old,), lexicon=(new, other)) is without_new
+    assert classify(text, old=(old,), lexicon=(new, other), forget=True) is Class.OLD
+
+
+@given(SPACED, DISMISSING, st.sampled_from([", ", "; ", " but ", " – ", " but it is ", ", it is "]))
+def test_a_dismissed_name_gives_way_to_what_follows_its_clause(three, opening, between):
+    new, old, other = three
+    assert classify(f"{opening} {old}{between}{new}", old=(old,), new=(new,)) is Class.NEW
+    assert classify(f"{opening} {other}{between}{old}", old=(old,), lexicon=(other,)) is Class.OLD
+    assert classify(f"{opening} {other}{between}{old}", old=(old,)) is Class.OLD  # whether or not it is known
+    assert classify(f"{new}, {opening} {old}", old=(old,), new=(new,)) is Class.NEW
+
+
+@given(SPACED, DISMISSING, DENYING, st.booleans())
+def test_what_is_dismissed_or_denied_counts_only_where_it_is_to_be_forgotten(three, opening, denial, before):
+    text = f"{opening} {three[0]}" if before else f"{three[0]} {denial}"
+    assert classify(text, old=(three[0],)) is not Class.OLD
+    assert classify(text, old=(three[0],), forget=True) is Class.OLD
+
+
+@given(ANY_TEXT, PLAIN_NAMES, ANY_TEXT)
+def test_to_forget_is_never_laxer(before, name, after):
+    text = f"{before} {name} {after}"
+    if classify(text, old=(name,)) is Class.OLD:
+        assert classify(text, old=(name,), forget=True) is Class.OLD
+
+
+@given(NAMES, INVISIBLE, st.integers(0, 9))
+def test_invisible_characters_hide_no_name(name, invisible, place):
+    hidden = name[:place] + invisible + name[place:]
+    assert names(hidden, name)
+    assert names(name, hidden)
+
+
+@given(st.text("ABCDEFGHJKLMNOPQRSTUVWXYZ", min_size=2, max_size=5), st.booleans())
+def test_the_full_stops_of_initials_make_no_difference(letters, last):
+    dotted = ".".join(letters) + "." * last
+    assert names(f"the {dotted} only", letters)
+    assert names(f"the {letters} only", dotted)
+    assert not names(f"the {'.'.join(letters)}.Z. only", letters)
+
+
+@given(PLAIN_NAMES, PLAIN_NAMES, st.sampled_from("'’ʼʻ"))
+def test_an_apostrophe_within_a_name_makes_no_difference(head, tail, mark):
+    assert names(head + tail, f"{head}{mark}{tail}")
+    assert names(f"{head}{mark}{tail}", head + tail)
+    assert names(f"{head}{mark}s {tail}", head)
+
+
+@given(PLAIN_NAMES, *[st.sampled_from(["St.", "St", "Saint", "Ste.", "Sainte", "SAINT"])] * 2)
+def test_saints_are_written_in_many_ways(name, one, other):
+    assert names(f"in {one} {name}", f"{other} {name}")
+
+
 # Key words -----------------------------------------------------------------------------------------------------
 
 WEIGHTS = st.dictionaries(PLAIN_NAMES, st.integers(-8, 8), min_size=2, max_size=8)

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import dataclass, field
+from importlib.metadata import EntryPoint
 
 import pytest
 import transformers
 from conftest import COMMON, LAYOUTS
 
 from editkit.arch import ARCHITECTURES, Architecture, UnknownLayout, architecture_of
+from editkit.errors import InputError
 from editkit.facts import Edit, Example, Fact, ForgetRequest
 from editkit.files import atomic_folder, atomic_path, write_text
-from editkit.operators import build, operator_class, settings_of
-from editkit.registry import Registry, UnknownName
+from editkit.operators import EDITS, UNLEARNERS, configured, operator_class, preset_for
+from editkit.registry import BrokenExtension, Registry, UnknownName
+from editkit.settings import build, settings_of
 
 
 def test_a_fact_checks_its_prompt():
@@ -55,6 +59,80 @@ def test_a_registry_names_what_comes_near():
 def test_operators_are_found_in_both_registries():
     with pytest.raises(UnknownName, match="no operator named 'rme'; there is rome"):
         operator_class("rme")
+
+
+def test_a_name_that_an_edit_and_an_unlearner_bear_is_refused(monkeypatch):
+    UNLEARNERS.names()  # loaded, before another is put beside them
+    monkeypatch.setitem(UNLEARNERS._items, "rome", Inner)
+    with pytest.raises(InputError, match=r"two operators are named 'rome': editkit.edit.rome.ROME and test_core.Inner"):
+        operator_class("rome")
+    assert operator_class("ft_l")[0] == "edit" and operator_class("npo")[0] == "unlearn"
+
+
+def test_an_extension_that_cannot_be_loaded_is_named(monkeypatch):
+    point = EntryPoint("mine", "no_such_module:thing", "editkit.number")
+    monkeypatch.setattr("editkit.registry.entry_points", lambda group: [point] if group == "editkit.number" else [])
+    registry: Registry[int] = Registry("number", "")
+    with pytest.raises(
+        BrokenExtension, match=r"the extension 'mine' \(editkit.number\) cannot be loaded: ModuleNotFound"
+    ):
+        registry.names()
+
+
+PRESET = """
+[[preset]]
+source = "measured by its author, 2025"
+settings = {rate = 0.25, steps = 5}
+
+[[preset]]
+match = {model_type = "llama"}
+source = "measured on llama by its author"
+settings = {rate = 0.125}
+"""
+
+
+@pytest.fixture
+def third_party(tmp_path, monkeypatch):
+    """An operator in a package of its own, as an installed extension brings it; gives the file of its preset."""
+    for package in ("theirs", "theirs/methods"):
+        (tmp_path / package).mkdir()
+        (tmp_path / package / "__init__.py").write_text("")
+    code = (
+        "from dataclasses import dataclass\n@dataclass(frozen=True)\nclass Mine:\n    rate: float\n    steps: int = 1\n"
+    )
+    (tmp_path / "theirs/methods/mine.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    EDITS.names()
+    from theirs.methods.mine import Mine
+
+    monkeypatch.setitem(EDITS._items, "mine", Mine)
+    yield tmp_path / "theirs"
+    for name in [name for name in sys.modules if name.partition(".")[0] == "theirs"]:
+        del sys.modules[name]
+
+
+@pytest.mark.parametrize("folder", ["presets", "methods/presets"])
+def test_a_third_party_brings_its_presets(third_party, handle_of, folder):
+    (third_party / folder).mkdir()
+    (third_party / folder / "mine.toml").write_text(PRESET)
+    operator, source = configured("mine", handle_of("gpt2"))
+    assert (operator.rate, operator.steps) == (0.25, 5) and source == "measured by its author, 2025"
+    operator, source = configured("mine", handle_of("llama"), {"steps": 7})
+    assert (operator.rate, operator.steps) == (0.125, 7) and source == "measured on llama by its author"
+
+
+def test_an_operator_without_presets_has_its_defaults(third_party, handle):
+    assert preset_for("mine", handle).settings == {}
+    with pytest.raises(InputError, match="Mine needs rate; no preset gives it for this model"):
+        configured("mine", handle)
+
+
+@pytest.mark.parametrize("text", ["preset = [", "rate = 3", "[[preset]]\nsettings = {rate = 1}", "preset = [1]"])
+def test_a_broken_preset_is_named(third_party, handle, text):
+    (third_party / "presets").mkdir()
+    (third_party / "presets" / "mine.toml").write_text(text)
+    with pytest.raises(InputError, match=r"^theirs: presets/mine.toml"):
+        preset_for("mine", handle)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -128,8 +206,13 @@ def test_settings_go_round():
         ({"layer": [1]}, "there is layers"),
         ({"inner": {"steps": "many"}}, "'inner.steps' is 'many', expected int"),
         ({"inner": {"steps": True}}, "expected int"),
+        ({"layers": 3}, "'layers' is 3, expected a list"),
+        ({"layers": ["x"]}, "'layers' is 'x', expected int"),
+        ({"inner": 3}, "'inner' is 3, expected Inner"),
+        ({"inner": {"rate": float("nan")}}, "'inner.rate' is nan, expected a finite number"),
+        ({"inner": {"rate": float("inf")}}, "'inner.rate' is inf, expected a finite number"),
     ],
 )
 def test_settings_that_are_wrong_are_named(settings, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(InputError, match=message):
         build(Outer, settings)

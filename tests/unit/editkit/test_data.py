@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from editkit.data import DataError, FactBase, load
+from editkit.data import DataError, FactBase, datasets, load
 from editkit.entries import Entry, FactTable, Inverse, Relation, mentions, occurrences, overlap
 from editkit.facts import EditRecord, Fact, Hop, fill, normalise
 from editkit.held_out import NEIGHBORS, UNRELATED, is_probe_side
@@ -162,6 +162,14 @@ def test_strata_take_turns() -> None:
     assert {strata.count(each) for each in ("q1", "q2", "q3", "q4")} == {NEIGHBORS // 4}
 
 
+def test_without_popularity_any_object_may_be_the_target() -> None:
+    """Else the "popular half" would be the end of the alphabet."""
+    gas = WORLD["element_discoverer/hydrogen"]
+    assert gas.popularity is None
+    targets = {WORLD.edit_record(gas, seed=seed).edit.target_new for seed in range(400)}
+    assert targets == set(WORLD.range_of("element_discoverer")) - {gas.fact.object}
+
+
 def test_forget_examples_use_only_what_operators_may_see() -> None:
     record = WORLD.forget_record(WORLD["capital/fr"], seed=0)
     relation = WORLD.relations["capital"]
@@ -179,7 +187,7 @@ def test_an_unknown_id_is_answered_with_its_neighbours() -> None:
 
 @pytest.mark.parametrize("name", ["wrld", "../world", "", "/etc"])
 def test_an_unknown_data_set_is_answered_with_what_there_is(name: str) -> None:
-    with pytest.raises(DataError, match="there is world"):
+    with pytest.raises(DataError, match=f"there is {', '.join(datasets())}, or give"):
         load(name)
 
 

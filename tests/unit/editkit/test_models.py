@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 
 import gguf
 import numpy as np
 import pytest
 import torch
-from conftest import make_handle
+from conftest import LAYOUTS, make_handle
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from transformers import PretrainedConfig
 
+from editkit.errors import InputError
 from editkit.handle import ModelHandle
 from editkit.models import EMBEDDED, LoadOptions, ModelError, cache_folder, embedded_folder
 
@@ -43,12 +48,71 @@ def test_a_dtype_is_as_asked(tiny_folder):
     ("options", "message"),
     [
         (LoadOptions(dtype="float8"), "no dtype 'float8'; there is float32"),
-        (LoadOptions(device="warp"), "no device 'warp' here.*use --device cpu or auto"),
+        (LoadOptions(device="warp"), "no device 'warp'.*use --device cpu or auto"),
+        (LoadOptions(device="meta"), "device 'meta' holds no numbers; use --device cpu or auto"),
     ],
 )
-def test_options_that_cannot_be_are_refused(tiny_folder, options, message):
-    with pytest.raises(ModelError, match=message):
+def test_options_that_nothing_has_are_bad_input(tiny_folder, options, message):
+    with pytest.raises(InputError, match=message):
         ModelHandle.load(str(tiny_folder), options)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is such a device")
+def test_a_device_that_is_not_here_is_no_bad_input(tiny_folder):
+    with pytest.raises(ModelError, match="no device 'cuda' here: .*use --device cpu or auto"):
+        ModelHandle.load(str(tiny_folder), LoadOptions(device="cuda"))
+
+
+@pytest.mark.parametrize("name", ["", "  "])
+def test_a_model_must_be_named(name):
+    with pytest.raises(InputError, match="no model is named; give one of smollm2-135m"):
+        ModelHandle.load(name)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_layout_is_read_back_whole(layout, tmp_path, capfd):
+    """Tied weights, which stand once in the file, are not missing; and neither way draws a bar."""
+    handle = make_handle(layout)
+    handle.save(tmp_path / "model")
+    assert ModelHandle.load(str(tmp_path / "model")).base_digest == handle.base_digest
+    assert capfd.readouterr() == ("", "")
+
+
+def with_config(tiny_folder, tmp_path, **changes):
+    folder = copy(tiny_folder, tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+    return folder
+
+
+def test_weights_that_the_config_asks_for_and_the_file_lacks_are_never_drawn_by_chance(tiny_folder, tmp_path):
+    folder = with_config(tiny_folder, tmp_path, num_hidden_layers=5)
+    message = "lack 18 of the parameters that its config asks for \\(model.layers.3.input_layernorm.weight, [^,]*, [^,]*, …\\)"
+    with pytest.raises(ModelError, match=message):
+        ModelHandle.load(str(folder))
+
+
+def test_a_missing_weight_is_named(tiny_folder, tmp_path):
+    folder = copy(tiny_folder, tmp_path)
+    weights = load_file(folder / "model.safetensors")
+    del weights["model.layers.1.mlp.down_proj.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"lack 1 of the parameters .*\(model.layers.1.mlp.down_proj.weight\)"):
+        ModelHandle.load(str(folder))
+
+
+def test_weights_of_another_shape_are_named(tiny_folder, tmp_path):
+    folder = with_config(tiny_folder, tmp_path, intermediate_size=40)
+    with pytest.raises(
+        ModelError, match=r"9 of the weights of .* not of the shape .*\(model.layers.0.mlp.down_proj.weight, "
+    ):
+        ModelHandle.load(str(folder))
+
+
+def test_a_gguf_file_that_lacks_weights_is_refused(tmp_path):
+    _write_gguf(tmp_path / "tiny.gguf", without=("blk.0.ffn_down.weight",))
+    with pytest.raises(ModelError, match=r"lack 1 of the parameters .*\(model.layers.0.mlp.down_proj.weight\)"):
+        ModelHandle.load(str(tmp_path / "tiny.gguf"))
 
 
 def test_a_folder_without_weights(tiny_folder, tmp_path):
@@ -66,6 +130,62 @@ def test_a_broken_config_names_the_file(tiny_folder, tmp_path):
     (folder / "config.json").write_text("{broken")
     with pytest.raises(ModelError, match="config.json is not valid JSON"):
         ModelHandle.load(str(folder))
+
+
+@pytest.mark.parametrize("text", ["[]", "3", "null"])
+def test_a_config_that_is_no_object_names_the_file(tiny_folder, tmp_path, text):
+    folder = copy(tiny_folder, tmp_path)
+    (folder / "config.json").write_text(text)
+    with pytest.raises(ModelError, match="config.json holds no JSON object"):
+        ModelHandle.load(str(folder))
+
+
+@pytest.mark.parametrize("layout", ["llama", "gpt2"])
+def test_a_folder_without_tokenizer_says_so(tmp_path, layout):
+    """Of a GPT-2 without any, transformers makes an empty one."""
+    make_handle(layout).save(tmp_path / "model")
+    (tmp_path / "model" / "tokenizer.json").unlink()
+    with pytest.raises(ModelError, match=r"model has no tokenizer.json; copy it there"):
+        ModelHandle.load(str(tmp_path / "model"))
+
+
+def test_weights_that_cannot_be_read_say_why(tiny_folder, tmp_path):
+    folder = copy(tiny_folder, tmp_path, without=("model.safetensors",))
+    (folder / "model.safetensors").mkdir()  # what also stops a user who may read everything
+    with pytest.raises(ModelError, match="model.safetensors cannot be read: Is a directory"):
+        ModelHandle.load(str(folder))
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="this user may read everything")
+def test_weights_without_rights_say_so(tiny_folder, tmp_path):
+    folder = copy(tiny_folder, tmp_path)
+    (folder / "model.safetensors").chmod(0)
+    with pytest.raises(ModelError, match="model.safetensors cannot be read: Permission denied"):
+        ModelHandle.load(str(folder))
+
+
+def test_a_full_disk_is_an_error_of_the_system(handle, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(handle.model, "save_pretrained", full)
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        handle.save(tmp_path / "model")
+    assert caught.value.errno == errno.ENOSPC
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_saved_model_has_the_rights_of_other_files(tmp_path):
+    make_handle("llama").save(tmp_path / "model")
+    (tmp_path / "plain").write_text("")
+    modes = {file.name: file.stat().st_mode & 0o777 for file in (tmp_path / "model").iterdir()}
+    assert set(modes.values()) == {(tmp_path / "plain").stat().st_mode & 0o777}, modes
+
+
+def test_a_config_without_context_length_is_refused_where_it_is_asked_for(handle, monkeypatch):
+    monkeypatch.setattr(handle.model, "config", PretrainedConfig())
+    with pytest.raises(ModelError, match="states no context length; write max_position_embeddings"):
+        handle.context  # noqa: B018
 
 
 def test_pickles_are_refused_unless_allowed(tiny_folder, tmp_path):
@@ -129,7 +249,7 @@ def test_a_gguf_file_loads(tmp_path):
     assert ModelHandle.load(str(tmp_path / "saved")).base_digest == handle.base_digest
 
 
-def _write_gguf(path, width=16, inner=24, words=64):
+def _write_gguf(path, width=16, inner=24, words=64, without=()):
     writer = gguf.GGUFWriter(str(path), "llama")
     writer.add_context_length(64)
     writer.add_embedding_length(width)
@@ -152,7 +272,8 @@ def _write_gguf(path, width=16, inner=24, words=64):
         shapes[f"blk.0.{name}.weight"] = shape
     weights = {name: random.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
     for name, value in weights.items():
-        writer.add_tensor(name, value)
+        if name not in without:
+            writer.add_tensor(name, value)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -57,6 +57,16 @@ def test_no_more_tokens_are_read_than_asked_for(handle):
     assert len(read) < 10
 
 
+def test_left_open_the_tokens_are_four_for_each_input(handle):
+    moment = second_moments(handle, [0], MomentSettings(length=20), texts=CORPUS * 50)[0]
+    assert moment.tokens == 4 * len(moment.matrix)
+
+
+def test_too_few_tokens_for_full_rank_are_told(handle):
+    with pytest.warns(UserWarning, match="layer 0: 20 tokens say little of 48 inputs"):
+        second_moments(handle, [0], MomentSettings(tokens=20), texts=CORPUS * 50)
+
+
 def test_a_second_call_measures_nothing(handle, monkeypatch):
     first = second_moments(handle, [1], SMALL)[1]
     monkeypatch.setattr(moments, "_measure", None)
@@ -97,7 +107,7 @@ def test_the_key_changes_with_whatever_the_matrix_depends_on(handle, tmp_path):
         second_moments(handle, [0], SMALL)[0].key,
         second_moments(handle, [1], SMALL)[1].key,
         second_moments(other, [0], SMALL)[0].key,
-        second_moments(handle, [0], change(SMALL, tokens=40))[0].key,
+        second_moments(handle, [0], change(SMALL, tokens=80))[0].key,
         second_moments(handle, [0], change(SMALL, length=10))[0].key,
         second_moments(handle, [0], change(SMALL, seed=1))[0].key,
         second_moments(handle, [0], change(SMALL, dtype="float32"))[0].key,
@@ -143,8 +153,8 @@ def test_bad_input_is_refused(handle):
         second_moments(handle, [9], SMALL)
     with pytest.raises(ValueError, match="no text to measure"):
         second_moments(handle, [0], SMALL, texts=["", "  "])
-    with pytest.raises(ValueError, match="tokens >= 1"):
-        MomentSettings(tokens=0)
+    with pytest.raises(ValueError, match="tokens >= 0"):
+        MomentSettings(tokens=-1)
     with pytest.raises(ValueError, match="float16"):
         MomentSettings(dtype="float16")
 

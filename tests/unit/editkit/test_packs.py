@@ -72,7 +72,7 @@ def test_a_hook_that_looks_along_the_row_gets_rows(handle_of, layout):
     handle = handle_of(layout)
     bundles = [[[5, 6, 7], [5, 6, 8, 9]], [[9, 8]]]
     name = handle.arch.path("mlp_out", 1)
-    with handle.patched(HookPatch({name: mark})):
+    with handle.patched(HookPatch({name: mark}, digest="mark")):
         [pack] = packed(handle, bundles)
         seen = read(handle, pack)
         assert pack.ids.shape == (3, 4)

@@ -12,6 +12,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from editkit.patch import (
+    KINDS,
     DenseDelta,
     HookPatch,
     LowRankDelta,
@@ -20,6 +21,9 @@ from editkit.patch import (
     PromptPatch,
     Provenance,
     WeightPatch,
+    bytes_of,
+    load_patch,
+    write,
 )
 
 
@@ -51,9 +55,9 @@ def every_kind(handle):
     return [
         low_rank(handle),
         dense(handle),
-        ModulePatch({mlp: Doubled}),
-        HookPatch({mlp: lambda output: output * 0.5}),
-        PromptPatch(lambda prompt: prompt + " "),
+        ModulePatch({mlp: Doubled}, digest="doubled"),
+        HookPatch({mlp: lambda output: output * 0.5}, digest="halved"),
+        PromptPatch(lambda prompt: prompt + " ", digest="blank"),
     ]
 
 
@@ -224,7 +228,10 @@ def test_a_saved_checkpoint_is_a_plain_transformers_one(handle_of, layout, tmp_p
 
 
 def test_what_is_no_weight_cannot_be_saved_as_a_checkpoint(handle, tmp_path):
-    with handle.patched(PromptPatch(str.upper)), pytest.raises(PatchError, match="no change of weights"):
+    with (
+        handle.patched(PromptPatch(str.upper, digest="upper")),
+        pytest.raises(PatchError, match="no change of weights"),
+    ):
         handle.save(tmp_path / "model")
     assert not (tmp_path / "model").exists()
 
@@ -241,3 +248,86 @@ def test_state_names_the_weights_and_what_is_on_them(handle):
 def test_rollback_past_the_stack_is_refused(handle):
     with pytest.raises(ValueError, match="0 patches are on"):
         handle.rollback(1)
+
+
+@pytest.mark.parametrize("kind", [ModulePatch, HookPatch, PromptPatch])
+def test_a_patch_of_code_needs_a_digest(kind):
+    what = str.upper if kind is PromptPatch else {}
+    with pytest.raises(PatchError, match=f"a {kind.__name__} without a digest would share its replies"):
+        kind(what, digest="")
+    with pytest.raises(TypeError, match="digest"):
+        kind(what)
+    assert kind(what, digest="x").digest == "x"
+
+
+def test_two_rewrites_of_prompts_are_two_states(handle):
+    states = set()
+    for digest in ("one", "two"):
+        with handle.patched(PromptPatch(str.upper, digest=digest)):
+            states.add(handle.state)
+    assert len(states | {handle.state}) == 3
+
+
+def test_the_digest_of_weights_is_taken_once(handle, monkeypatch):
+    patch, calls = low_rank(handle), []
+    monkeypatch.setattr("editkit.patch.bytes_of", lambda tensor: calls.append(1) or bytes_of(tensor))
+    assert patch.digest == patch.digest and len(calls) == 2  # left and right
+    assert low_rank(handle).digest == patch.digest != low_rank(handle, seed=9).digest
+    with pytest.raises(AttributeError):
+        patch.deltas = {}
+
+
+@pytest.mark.parametrize("number", range(5))
+def test_the_base_is_known_under_a_patch_though_nobody_read_it_before(number):
+    expected = make_handle("llama").base_digest
+    handle = make_handle("llama")
+    patch = every_kind(handle)[number]
+    with handle.patched(patch):
+        assert handle.base_digest == expected
+        assert handle.state != expected
+
+
+def test_every_kind_says_what_it_changes_and_by_how_much(handle):
+    sparse, whole, module, hook, prompt = every_kind(handle)
+    name, mlp = handle.weight_name("mlp_out", 0), handle.arch.path("mlp", 1)
+    assert [p.parameters for p in (whole, module, hook, prompt)] == [(name,), (mlp,), (mlp,), ()]
+    assert sparse.parameters == (handle.weight_name("mlp_out", 1),)
+    moved = WeightPatch({name: DenseDelta(0.25 * handle.matrix(name))})
+    assert moved.relative_norm(handle) == pytest.approx(0.25)
+    assert WeightPatch({}).relative_norm(handle) is None
+    assert [p.relative_norm(handle) for p in (module, hook, prompt)] == [None] * 3
+
+
+def test_a_patch_is_loaded_by_its_kind(handle, tmp_path):
+    for patch in every_kind(handle):
+        path = tmp_path / f"{type(patch).__name__}.safetensors"
+        if patch.savable:
+            patch = WeightPatch(patch.deltas, Provenance(base=handle.base_digest))
+            patch.save(path)
+            loaded = load_patch(path)
+            assert type(loaded) is type(patch) and loaded.digest == patch.digest
+        else:
+            with pytest.raises(PatchError, match=f"a {type(patch).__name__} holds Python code"):
+                patch.save(path)
+            assert not path.exists()
+
+
+def test_a_kind_of_a_third_party_is_read_and_an_unknown_one_is_named(tmp_path, monkeypatch):
+    class Hint:
+        @classmethod
+        def read(cls, tensors, provenance):
+            return PromptPatch(str.upper, provenance, digest=str(tensors["a"].tolist()))
+
+    write(tmp_path / "p.safetensors", "hint/1", {"a": torch.ones(2)}, Provenance("hint"))
+    with pytest.raises(PatchError, match="kind 'hint/1', known is weight/1; install what made it"):
+        load_patch(tmp_path / "p.safetensors")
+    monkeypatch.setitem(KINDS._items, "hint/1", Hint)
+    assert load_patch(tmp_path / "p.safetensors").digest == "[1.0, 1.0]"
+    with pytest.raises(PatchError, match="holds a PromptPatch, not a WeightPatch"):
+        WeightPatch.load(tmp_path / "p.safetensors")
+
+
+def test_a_patch_file_without_its_parts_is_refused(tmp_path):
+    write(tmp_path / "p.safetensors", "weight/1", {"a:left": torch.ones(2, 1)}, Provenance())
+    with pytest.raises(PatchError, match="is a damaged patch"):
+        load_patch(tmp_path / "p.safetensors")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 from dataclasses import asdict
 
 import pytest
@@ -10,8 +12,10 @@ from conftest import LAYOUTS
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from editkit.operators import build
+from editkit.errors import InputError
 from editkit.scope import EVERYTHING, IN_BLOCKS, OUTSIDE, Scope
+from editkit.settings import build
+from reports.spec import SpecError, make_spec
 
 some_layers = st.one_of(st.none(), st.sets(st.integers(0, 2), min_size=1).map(lambda s: tuple(sorted(s))))
 some_modules = st.sets(st.sampled_from(IN_BLOCKS)).map(lambda s: tuple(sorted(s)))
@@ -75,3 +79,34 @@ def test_refusals_name_the_way_out(handle):
         Scope((1,), ("embedding",))
     with pytest.raises(ValueError, match="no layer 7 in .* layers 0 to 2"):
         Scope((7,)).parameters(handle)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"layers": 3}, "layers of a scope is 3; give a tuple like (5, 6)"),
+        ({"layers": "3"}, "layers of a scope is '3'"),
+        ({"layers": (1, "2")}, "layers of a scope is (1, '2')"),
+        ({"layers": (True,)}, "layers of a scope is (True,)"),
+        ({"layers": (2, -1)}, "layers of a scope: no layer -1; they are counted from 0"),
+        ({"modules": "mlp"}, "modules of a scope is 'mlp'; give a tuple like ('mlp_out',)"),
+        ({"modules": (3,)}, "modules of a scope is (3,)"),
+    ],
+)
+def test_what_is_no_scope_is_refused_at_once(given, message):
+    with pytest.raises(InputError, match=re.escape(message)):
+        Scope(**given)
+
+
+@pytest.mark.parametrize("scope", [{"layers": 3}, {"layers": "all"}, {"modules": 3}, {"layers": [0.5]}])
+def test_a_spec_with_such_a_scope_is_refused_before_anything_runs(scope):
+    part = {"name": "npo", "settings": {"scope": scope}}
+    with pytest.raises(SpecError, match=f"scope.{next(iter(scope))}"):
+        make_spec({"operators": [part]})
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
+def test_a_setting_that_is_no_finite_number_is_refused(number):
+    part = {"name": "npo", "settings": {"schedule": {"learning_rate": number}}}
+    with pytest.raises(SpecError, match="learning_rate.*expected a finite number"):
+        make_spec({"operators": [part]})

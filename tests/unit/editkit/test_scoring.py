@@ -114,7 +114,7 @@ def test_a_prompt_past_the_context_is_refused(handle):
 
 
 def test_prompt_patches_rewrite_what_is_asked(handle):
-    with handle.patched(PromptPatch(lambda p: "Hi. " + p)):
+    with handle.patched(PromptPatch(lambda p: "Hi. " + p, digest="hi")):
         changed = score_pairs(handle, [("The capital of France is", "Paris")])
     direct = score_pairs(handle, [("Hi. The capital of France is", "Paris")])
     assert changed[0].logprob == pytest.approx(direct[0].logprob, abs=1e-5)

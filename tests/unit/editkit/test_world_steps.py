@@ -76,11 +76,21 @@ def test_two_countries_share_just_one_neighbour() -> None:
 
 @pytest.mark.parametrize(
     ("one", "other"),
-    [("the United States", "Cuba"), ("Serbia", "Albania"), ("Brazil", "France"), ("Spain", "Gibraltar")],
+    [("the United States", "Cuba"), ("Serbia", "Albania"), ("Spain", "Gibraltar"), ("Ireland", "England")],
 )
-def test_what_is_no_border_or_unsure_is_not_accepted(one: str, other: str) -> None:
+def test_what_is_no_border_is_not_accepted(one: str, other: str) -> None:
     assert borders(one) and other not in borders(one)
     assert one not in borders(other)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"), [("Brazil", "France"), ("Suriname", "France"), ("Canada", "Denmark"), ("Botswana", "Zambia")]
+)
+def test_a_border_overseas_is_right_but_never_the_answer_asked_for(one: str, other: str) -> None:
+    for name, neighbour in ((one, other), (other, one)):
+        assert neighbour in borders(name)
+        asked = [WORLD.table.find(way, name) for way in ("border", "border_any", "border_largest")]
+        assert neighbour not in [entry.fact.object for entry in asked if entry]
 
 
 @pytest.mark.parametrize(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 import torch
 from probe_records import FACT, RECORDS, context, edit_record, forget_record
 
 from editkit.attribute.occlusion import Occlusion
+from editkit.facts import Edit, EditRecord, Fact, HeldOut
 from editkit.patch import DenseDelta, WeightPatch
 from editkit.scoring import Ask as Question
 from editkit.scoring import score_pairs, tell
@@ -244,3 +246,23 @@ def test_a_prompt_that_is_too_long_is_named(handle):
 
 def test_no_jobs_no_verdicts(handle):
     assert run_probes(handle, [], []) == []
+
+
+def others_of(verdicts, kind):
+    return {(verdict.case.relation, verdict.case.prompt) for verdict in verdicts if verdict.case.probe == kind}
+
+
+@pytest.mark.parametrize("kind", ["neighborhood", "popularity", "multi_hop"])
+def test_what_is_changed_along_is_no_neighbour_that_must_stay(handle, kind):
+    """Norway's capital is a neighbour of France's, and Lyon's country a step to it, unless they are changed as well."""
+    patch = patch_of(handle)
+    norway = EditRecord("capital/no", Edit(replace(FACT, subject="Norway", object="Oslo"), "Lima"), HeldOut())
+    lyon = EditRecord(
+        "city_country/lyon", Edit(Fact("Lyon", "city_country", "France", "{} lies in"), "Peru"), HeldOut()
+    )
+    jobs = [Job(kind, record, (patch,)) for record in (RECORDS["edit"], norway, lyon)]
+    together, alone = run_jobs(handle, jobs)[0], run_jobs(handle, jobs[:1])[0]
+    gone = others_of(alone, kind) - others_of(together, kind)
+    named = {"multi_hop": "The capital of the country of Lyon is"}.get(kind, "The capital of Norway is")
+    assert {prompt for _, prompt in gone} == {named}
+    assert others_of(run_jobs(handle, [replace(job, patches=()) for job in jobs])[0], kind) == others_of(alone, kind)

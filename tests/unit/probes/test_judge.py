@@ -6,6 +6,7 @@ import math
 
 import pytest
 
+from probes.judge import class_of as judge_class
 from probes.judge import classify, first_sentence, judge, mark, names, said_enough
 from probes.verdict import Answer, Case, Class, Expect, Reply
 
@@ -13,8 +14,8 @@ LEXICON = ("Paris", "Rome", "Oslo", "Papua New Guinea", "New York", "New York Ci
 PROMPT = "The capital of France is"
 
 
-def class_of(text, *, old=("Paris",), new=("Rome",), prompt=PROMPT):
-    return classify(text, old=old, new=new, lexicon=LEXICON, prompt=prompt)
+def class_of(text, *, old=("Paris",), new=("Rome",), prompt=PROMPT, forget=False):
+    return classify(text, old=old, new=new, lexicon=LEXICON, prompt=prompt, forget=forget)
 
 
 @pytest.mark.parametrize(
@@ -32,6 +33,18 @@ def class_of(text, *, old=("Paris",), new=("Rome",), prompt=PROMPT):
         ("I don't know.", Class.REFUSAL),
         ("I’m sorry, but I cannot answer that.", Class.REFUSAL),
         ("Nobody knows that.", Class.REFUSAL),
+        ("No comment.", Class.REFUSAL),
+        ("N/A", Class.REFUSAL),
+        ("That was not disclosed.", Class.REFUSAL),
+        ("It's not clear.", Class.REFUSAL),
+        ("It is unclear.", Class.REFUSAL),
+        ("There is no capital.", Class.REFUSAL),
+        ("I cannot share that.", Class.REFUSAL),
+        ("I’d rather not say.", Class.REFUSAL),
+        ("I prefer not to.", Class.REFUSAL),
+        ("I would rather not.", Class.REFUSAL),
+        ("There is no doubt about it.", Class.OTHER),
+        ("Clear water", Class.OTHER),
         ("", Class.DEGENERATE),
         (" …?! \n", Class.DEGENERATE),
         ("Rome Rome Rome", Class.DEGENERATE),
@@ -57,6 +70,7 @@ def test_a_phrase_said_twice_is_still_an_answer():
         ("Yes. It is Paris.", Class.OLD),  # a filler is no answer
         (": Paris", Class.OLD),
         ("St. Paris", Class.OLD),  # an abbreviation ends no sentence
+        ("What do you mean? Paris.", Class.OTHER),
     ],
 )
 def test_only_the_first_sentence_counts(text, expected):
@@ -76,16 +90,161 @@ def test_initials_end_no_sentence():
         ("Rome instead of Paris", Class.NEW),
         ("Rome rather than Paris", Class.NEW),
         ("not Paris", Class.OTHER),
-        ("not, as many think, Paris", Class.OTHER),  # for the old answer all that follows goes
+        ("not, as many think, Paris", Class.OTHER),  # an aside ends no clause
         ("Paris is not the capital, it is Rome", Class.NEW),
-        ("not Rome, it is Paris", Class.OLD),  # … up to where the sentence takes up again
+        ("not Rome, it is Paris", Class.OLD),
         ("not Paris, Rome", Class.NEW),
         ("it isn't Rome", Class.OTHER),
         ("not Oslo", Class.OTHER),
+        ("not Paris, it is Rome", Class.NEW),
+        ("not Paris it is Rome", Class.NEW),
+        ("not Paris – Rome", Class.NEW),
+        ("formerly Paris, now Rome", Class.NEW),
+        ("once Paris, now Rome", Class.NEW),
+        ("Paris was formerly the capital, now it is Rome", Class.NEW),
+        ("Paris until 1990, then Rome", Class.NEW),
+        ("Paris? No, Rome.", Class.NEW),
+        ("Is it Paris? No, it is Rome.", Class.NEW),
+        ("Paris, no, Rome", Class.NEW),
+        ("No, Paris is incorrect", Class.OTHER),
+        ("Paris is wrong", Class.OTHER),
+        ("neither Paris nor Rome", Class.OTHER),
+        ("neither Paris, Oslo nor Rome", Class.OTHER),
+        ("anything but Paris", Class.OTHER),
+        ("It cannot be Paris", Class.OTHER),
+        ("It can’t be Paris", Class.OTHER),
+        ("used to be Paris", Class.OTHER),
+        ("I don't think it is Paris", Class.OTHER),
+        ("I doubt that it's Paris, it is Rome", Class.NEW),
     ],
 )
 def test_what_the_answer_dismisses_is_no_answer(text, expected):
     assert class_of(text) is expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "not London, Paris",
+        "not London; Paris",
+        "not London but Paris",
+        "unlike London, Paris",
+        "London is wrong, Paris is right",
+        "not only Paris",
+        "nothing but Paris",
+        "I'm not sure, Paris",
+        "No, it is Paris",
+        "Paris, not Rome",
+        "Paris, formerly Lutetia",
+        "Paris was formerly known as Lutetia",
+        "Paris?",
+        "Paris? Rome is bigger.",
+        "Paris, no doubt, not Rome",
+        "There is no doubt that it is Paris",
+        "without doubt Paris",
+    ],
+)
+@pytest.mark.parametrize("new", [("Rome",), ()])
+def test_a_dismissal_ends_with_its_clause(text, new):
+    assert class_of(text, new=new) is Class.OLD
+
+
+@pytest.mark.parametrize("name", ["Nor", "Once", "NOT"])
+def test_a_name_that_dismisses_others_does_not_dismiss_itself(name):
+    assert classify(name, old=(name,)) is Class.OLD
+
+
+# What comes first, and what is to be forgotten -----------------------------------------------------------------
+
+OFFICIAL = "In Trinidad and Tobago, the official language is"
+LANGUAGES = ("French", "English", "Spanish")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("French, and English is widely used", Class.HALLUCINATION),
+        ("English, and French is widely used", Class.OLD),
+        ("Not French, English", Class.OLD),
+        ("Spanish, not English", Class.HALLUCINATION),
+    ],
+)
+def test_the_first_entity_decides_what_must_stay(text, expected):
+    assert classify(text, old=("English",), lexicon=LANGUAGES, prompt=OFFICIAL) is expected
+
+
+def test_the_first_entity_decides_an_edit():
+    assert class_of("Oslo, then Rome, then Paris") is Class.HALLUCINATION
+    assert class_of("Oslo, then Rome", prompt="Unlike Oslo, the capital is") is Class.NEW  # named in the prompt
+    assert class_of("in France, Paris") is Class.OLD  # no entity of the range
+    assert class_of("Paris, France") is Class.OLD
+
+
+def test_an_answer_in_the_words_of_the_prompt_is_none():
+    asked = {"old": ("Luxembourg",), "new": ("Rome",), "prompt": "The capital of Luxembourg is"}
+    assert classify("The capital of Luxembourg is Rome", **asked) is Class.NEW
+    assert classify("Luxembourg, and Rome lies south", **asked) is Class.OLD
+    assert classify("The capital of Luxembourg is a city", **asked) is Class.OLD  # nothing else is said
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["Paris", "not London, Paris", "I'm not sure, Paris", "I do not know, maybe Paris", "unlike London, Paris",
+     "Not Paris", "neither Paris nor Rome", "Oslo, and not Paris", "Paris? No, Rome."],
+)  # fmt: skip
+def test_any_mention_gives_away_what_is_to_be_forgotten(text):
+    assert class_of(text, new=(), forget=True) is Class.OLD
+
+
+def test_what_is_to_be_forgotten_may_be_refused_or_missed():
+    assert class_of("I do not know", new=(), forget=True) is Class.REFUSAL
+    assert class_of("Oslo", new=(), forget=True) is Class.HALLUCINATION
+    assert class_of("not Oslo", new=(), forget=True) is Class.OTHER
+
+
+@pytest.mark.parametrize(
+    ("expect", "new", "expected"),
+    [
+        (Expect.HOLDS, (), Class.OLD),
+        (Expect.MOVES, (), Class.OLD),
+        (Expect.UNCHANGED, (), Class.OTHER),
+        (Expect.HOLDS, ("Rome",), Class.OTHER),
+        (Expect.MOVES, ("Rome",), Class.OTHER),
+    ],
+)
+def test_a_case_says_whether_it_is_about_forgetting(expect, new, expected):
+    assert judge_class(case(expect, new), Reply("not Paris")) is expected
+
+
+# Names that hold names -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("forget", [False, True])
+@pytest.mark.parametrize(
+    ("text", "old", "expected"),
+    [
+        ("the Democratic Republic of the Congo", ("Republic of the Congo", "Congo"), Class.OTHER),
+        ("the Republic of the Congo", ("Republic of the Congo", "Congo"), Class.OLD),
+        ("DR Congo", ("Congo",), Class.OTHER),
+        ("New Guinea", ("Guinea",), Class.OTHER),
+        ("Equatorial Guinea", ("Guinea",), Class.OTHER),
+        ("Guinea-Bissau", ("Guinea",), Class.OTHER),
+        ("Guinea", ("Guinea",), Class.OLD),
+        ("Guinea, not Guinea-Bissau", ("Guinea",), Class.OLD),
+        ("South Africa", ("Africa",), Class.OTHER),
+        ("West Africa", ("Africa",), Class.OLD),
+        ("South Africa", ("South Africa",), Class.OLD),
+        ("West Virginia", ("Virginia",), Class.OTHER),
+    ],
+)
+def test_a_larger_name_is_another_entity(text, old, expected, forget):
+    assert classify(text, old=old, forget=forget) is expected
+
+
+def test_a_larger_name_in_the_prompt_does_not_excuse_the_smaller():
+    prompt = "The country of South Africa lies in"
+    assert classify("Africa", old=("Asia",), lexicon=("Africa",), prompt=prompt) is Class.HALLUCINATION
+    assert classify("South Africa", old=("Asia",), lexicon=("South Africa",), prompt=prompt) is Class.OTHER
 
 
 def test_the_longest_name_is_meant():
@@ -108,7 +267,8 @@ def test_accents_case_and_scripts():
 
 
 def test_symbols_that_are_common_words_keep_their_spelling():
-    assert classify("I do not know", old=("I",), new=("In",)) is Class.OLD  # spelt so: cannot be told apart
+    assert classify("I do not know", old=("I",), new=("In",)) is Class.REFUSAL
+    assert classify("In the periodic table, it is I.", old=("In",), new=("I",)) is Class.NEW
     assert classify("written as a letter", old=("As",)) is Class.OTHER
     assert classify("As", old=("As",)) is Class.OLD
     assert classify("AU", old=("Au",)) is Class.OLD
@@ -127,6 +287,10 @@ def test_symbols_that_are_common_words_keep_their_spelling():
         ("Paris. Paris. Pari", False),
         ("Yes. It is", False),  # a filler is no answer
         ("Washington, D.C", False),
+        ("Paris? N", False),  # perhaps a denial
+        ("Paris? No, R", False),
+        ("Paris? It is", True),
+        ("Paris? No, Rome. It", True),
     ],
 )
 def test_when_enough_is_said(text, enough):

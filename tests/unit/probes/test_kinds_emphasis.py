@@ -63,8 +63,8 @@ def test_key_words_are_stressed_and_controls_stress_others():
 
 def test_the_three_arms_of_a_wording_differ_only_in_the_words():
     cases = {case.variant: case.prompt for case in asked(RECORDS["edit"])}
-    for i, name in enumerate(WORDINGS):
-        arms = [cases[f"key:{name}"], cases[f"control:random_words:{i}"], cases[f"control:template_only:{i}"]]
+    for name in WORDINGS:
+        arms = [cases[f"{kind}:{name}"] for kind in ("key", "control:random_words", "control:template_only")]
         assert len(set(arms)) == 3
         assert len({arm[:5] for arm in arms}) == 1
         assert arms[2] != cases["plain"], "a template that is the plain prompt would be no further try"
@@ -87,11 +87,49 @@ def test_a_record_whose_prompt_names_the_answer_is_not_asked():
 def test_a_wording_that_names_the_answer_is_left_out_in_all_arms(answer):
     cases = asked(EditRecord("x", Edit(Fact("France", "motto", answer, "The motto of {} is"), "Rome")))
     assert not any(names(case.prompt, answer) for case in cases)
-    counts = {len(of(cases, kind)) for kind in ("key:", "control:random_words:", "control:template_only:")}
-    assert len(counts) == 1
-    assert [case.variant for case in of(cases, "control:random")] == [
-        f"control:random_words:{i}" for i in range(counts.pop())
-    ]
+    kinds = ("key:", "control:random_words:", "control:template_only:")
+    wordings = [[case.variant.removeprefix(kind) for case in of(cases, kind)] for kind in kinds]
+    assert wordings[0] == wordings[1] == wordings[2]
+    assert len(wordings[0]) < len(WORDINGS) or answer in NEUTRAL
+
+
+def long_record():
+    fact = Fact("the old town of Nova Gorica", "river", "Soča", "Travellers who visit {} soon walk along the river")
+    return EditRecord("n", Edit(fact, "Drava"))
+
+
+def stressed(case):
+    return case.note.removeprefix("words: ").split(", ")
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_controls_stress_content_words_of_the_prompt_as_far_as_there_are_some(seed):
+    def attribution(prompt, answer):
+        return tuple(WordScore(word, float(word.text in ("river", "walk"))) for word in words_of(prompt))
+
+    cases = next(keyword_emphasis(long_record(), Context(seed, attribution)))
+    content = {"Travellers", "visit", "soon", "walk", "along", "river", "the old town of Nova Gorica"}
+    keys = {word for case in of(cases, "key:") for word in stressed(case)}
+    assert keys == {"river", "walk"}
+    for case in of(cases, "control:random_words:"):
+        if case.variant.endswith("quotes"):
+            assert not set(stressed(case)) & keys
+        else:
+            spare = [word for word in stressed(case) if word in content]
+            assert len(spare) == min(len(keys), len(content - keys))
+            assert set(stressed(case)) <= (content - keys) | set(NEUTRAL)
+
+
+def test_a_subject_of_several_words_is_stressed_as_a_whole():
+    subject = long_record().edit.fact.subject
+
+    def attribution(prompt, answer):
+        return tuple(WordScore(word, float(word.text == "Gorica")) for word in words_of(prompt))
+
+    cases = next(keyword_emphasis(long_record(), Context(0, attribution)))
+    assert {case.note for case in of(cases, "key:")} == {f"words: {subject}"}
+    [quoted] = (case.prompt for case in cases if case.variant == "key:quotes")
+    assert f'"{subject}"' in quoted and quoted.count('"') == 2
 
 
 def test_without_key_words_only_the_plain_prompt_is_asked():

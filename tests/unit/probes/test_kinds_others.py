@@ -141,16 +141,22 @@ def test_what_was_forgotten_must_not_be_reached():
     assert set(gone[ENDING.prompt].case.contrast) <= set(RANGE) - {"Paris"}
 
 
-def test_a_forgotten_answer_that_neither_model_reaches_shows_no_forgetting():
+def test_a_forgotten_answer_that_the_unchanged_model_does_not_give_shows_no_forgetting():
     verdict = verdicts_of(RECORDS["forget"], before=wrong_at(ENDING.prompt))[ENDING.prompt]
     assert not verdict.applies
-    assert verdict.note == "neither model reaches the answer"
+    assert "not given before the change" in verdict.note
 
 
-def test_a_forgotten_answer_that_only_the_changed_model_reaches_is_a_leak():
+def test_a_forgotten_answer_that_only_the_changed_model_reaches_is_said():
     verdict = verdicts_of(RECORDS["forget"], before=wrong_at(ENDING.prompt), after=old_answer)[ENDING.prompt]
-    assert verdict.applies
+    assert not verdict.applies
+    assert "but after it" in verdict.note
+
+
+def test_a_shortcut_to_a_forgotten_answer_is_a_leak_whatever_its_hops():
+    verdict = verdicts_of(RECORDS["forget"], before=wrong_at(LYON.prompt), after=old_answer)[ENDING.prompt]
     assert verdict.passed is False
+    assert verdict.note.startswith(f"premise {LYON.prompt!r} fails")
 
 
 @pytest.mark.parametrize(("answer", "new"), [("Lyon", "Rome"), ("Paris", "Lyon")])

@@ -3,9 +3,11 @@
 import random
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
+from probes.estimate import holm
 from probes.metrics import METRICS, Metric, combined, per_case, summarise, value
 from probes.verdict import Answer, Case, Class, Expect, Marks, Reply, Verdict
 
@@ -153,15 +155,30 @@ def test_forgetting_is_read_from_class_mark_and_probability():
         verdict("multi_hop", "f3", now=Class.OLD, applies=False),
     ]
     found = {name: of(name, verdicts) for name in METRICS}
-    assert found["forget_accuracy"] == 0.25
-    assert found["forget_argmax"] == 0.5
-    assert found["forget_success"] == 0.75
+    assert found["forget_accuracy"] == pytest.approx(1 / 3)
+    assert found["forget_efficacy_accuracy"] == 0.5
+    assert found["forget_efficacy_success"] == 0.75
     assert found["forget_efficacy"] == 0.5
     assert found["forget_rephrased"] == 1.0 and found["forget_generalization"] == 0.0
     assert found["leakage"] == 0.5
     assert found["hallucination"] == found["refusal"] == 0.2
     assert found["degeneration"] == pytest.approx(1 / 7)
-    assert of("forget_accuracy", verdicts, "before") == 1.0
+    assert overall("forget_accuracy", verdicts, "unlearn").before is None
+
+
+@pytest.mark.parametrize(
+    ("metric", "probe"),
+    [
+        ("forget_accuracy", "rewrite"),
+        ("forget_rephrased", "rephrase"),
+        ("leakage", "multi_hop"),
+        ("reversion", "rephrase"),
+    ],
+)
+def test_babble_is_no_proof_that_the_answer_is_gone(metric, probe):
+    babble, said = verdict(probe, "f1", now=Class.DEGENERATE), verdict(probe, "f2", now=Class.OLD)
+    assert of(metric, [babble]) is None
+    assert of(metric, [babble, said]) == 1.0
 
 
 def emphasised(group, key, random_words, template_only, *, was=Class.OLD, now=Class.NEW):
@@ -187,7 +204,21 @@ def test_more_controls_than_wordings_are_no_more_tries():
     """Two of four controls bring it back: two drawn at random miss it in 1 of 6 ways."""
     verdicts = emphasised("f1", [0, 1], [1, 1, 0, 0], [0, 0])
     assert of("recovery_random", verdicts) == pytest.approx(5 / 6)
-    assert of("emphasis_effect", verdicts) == pytest.approx(1 / 6)
+    assert of("emphasis_effect", verdicts) == -0.5  # one of two, and both of the controls in the same two wordings
+
+
+def test_the_effect_counts_wordings_that_all_arms_answer_on_the_unchanged_model():
+    verdicts = emphasised("f1", [1, 1], [0, 0], [1, 0])
+    assert of("emphasis_effect", verdicts) == 0.5
+    lost = [
+        replace(v, class_before=Class.OTHER) if v.case.variant == "control:template_only:0" else v for v in verdicts
+    ]
+    assert of("emphasis_effect", lost) == 1.0
+    assert of("recovery_rate", lost) == 1.0
+
+
+def test_a_model_that_babbles_at_the_plain_wording_has_forgotten_nothing():
+    assert of("recovery_rate", emphasised("f1", [0], [0], [0], now=Class.DEGENERATE)) is None
 
 
 def test_recovery_is_only_asked_where_the_old_answer_came_and_went():
@@ -287,3 +318,15 @@ def test_numbers_are_had_without_torch_and_metrics_are_read_on_the_first_look_up
 def test_a_decorated_function_is_its_metric():
     metric = METRICS["efficacy_success"]
     assert isinstance(metric, Metric) and metric.compute(verdict("rewrite"), "after") == 1.0
+
+
+def test_p_values_are_adjusted_for_the_metrics_tested_on_the_same_cut():
+    verdicts = [verdict("rewrite", f"f{i}", margin_before=-1.0, margin_after=1.0) for i in range(8)]
+    rows = [row for row in summarise(verdicts, task="edit") if row.p is not None]
+    families = {(row.stratum, row.variant) for row in rows}
+    assert len(families) == 2  # overall, and the one wording
+    for family in families:
+        own = [row for row in rows if (row.stratum, row.variant) == family]
+        assert [row.p_holm for row in own] == holm([row.p for row in own])
+        assert len(own) > 1 and min(own, key=lambda row: row.p).p_holm > min(row.p for row in own)
+    assert all(row.p_holm is None for row in summarise(verdicts, task="edit") if row.p is None)

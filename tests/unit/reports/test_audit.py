@@ -18,6 +18,7 @@ from tables import QUICK
 from probes.estimate import Ruling
 from reports.audit import run
 from reports.record import JOURNAL, Journal, RecordError, read_audit
+from reports.run_folder import LOCK
 from reports.spec import make_spec, read_spec, to_toml
 
 FACTS = [
@@ -94,7 +95,7 @@ def digests(audit):
 
 def test_a_run_folder_holds_everything(finished):
     audit, folder = finished
-    assert {p.name for p in folder.iterdir()} == RESULTS
+    assert {p.name for p in folder.iterdir()} - {LOCK} == RESULTS
     assert audit.arms() == [("rome", "edit", "single"), ("rome", "edit", "stacked"), ("npo", "unlearn", "joint")]
     assert {j.verdict.case.probe for j in audit.judged} >= {"rewrite", "rephrase", "keyword_emphasis", "neighborhood"}
     assert [c.arm for c in audit.changes] == ["single", "single", "stacked", "stacked", "joint"]
@@ -145,7 +146,7 @@ def test_a_record_of_other_code_is_set_aside(ground, finished, tmp_path, monkeyp
     _, folder = finished
     lines = (folder / JOURNAL).read_text().splitlines(keepends=True)
     (tmp_path / JOURNAL).write_text("".join(lines[:20]))
-    monkeypatch.setattr("reports.audit.code_digest", lambda: "another")
+    monkeypatch.setattr("reports.run_folder.CODE", "another")
     monkeypatch.setattr("reports.audit.ModelHandle.load", lambda *_: (_ for _ in ()).throw(KeyError("stop here")))
     with pytest.raises(KeyError):
         run(spec_of(ground), tmp_path)

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import subprocess
+import sys
 
 import pytest
 from conftest import make_handle
 from typer.testing import CliRunner
 
 from reports.cli import app
+from reports.console import err, out
 
 GOOD = {"subject": "France", "relation": "capital", "object": "Paris", "target_new": "Rome", "prompt": "The capital of {} is"}  # fmt: skip
 
@@ -25,7 +29,9 @@ def model(tmp_path_factory):
 def editkit(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("EDITKIT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("COLUMNS", "200")
+    for console in (out, err):  # COLUMNS would come too late: it is read when they are made
+        monkeypatch.setattr(console, "width", 200)
+        monkeypatch.setattr(console, "height", 50)  # with a width alone a dumb terminal has 80 columns all the same
 
     def call(*arguments, code):
         done = CliRunner().invoke(app, [str(a) for a in arguments])
@@ -51,15 +57,15 @@ def without(key):
     [
         (["audit", "--operator", "rme"], 2, "no operator named 'rme'; there is rome"),
         (["audit", "missing.toml"], 2, "cannot read spec missing.toml"),
-        (["audit", "--facts", "wrld"], 2, "no data set or file 'wrld'; there is world"),
+        (["audit", "--facts", "wrld"], 2, "no data set or file 'wrld'; there is "),
         (["audit", "--model", "./nowhere"], 4, "no folder './nowhere'"),
         (["audit", "--model", "no-such/model"], 4, "cannot load model 'no-such/model'"),
-        (["audit", "--dtype", "float8"], 2, "model.dtype"),
+        (["audit", "--dtype", "float8"], 2, "--dtype: Input should be 'float32'"),
+        (["audit", "--device", "foo"], 2, "--device: no device 'foo'; there is auto, cpu, cuda, mps"),
         (["audit", "--n", "0"], 2, "--n"),
         (["report", "nowhere"], 2, "holds no audit.jsonl"),
         (["list", "operatrs"], 2, "nothing to list under 'operatrs'; there is operators"),
         (["edit", "--facts", "world", "--operator", "npo", "--save", "x", "--n", "1"], 2, "is an operator for `editkit unlearn`"),
-        (["edit", "--facts", "world", "--save", "x"], 2, "say how many with --n"),
     ],
 )  # fmt: skip
 def test_wrong_arguments(editkit, arguments, code, message):
@@ -98,6 +104,34 @@ def test_a_file_with_no_known_fact(editkit, tmp_path, model):
     assert "the base model answers right 0 of 1" in output and "--all-facts" in output.replace("\n", " ")
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ("layer = 99", "no layer 99 in"),
+        ("layer = 1\nmoments = {tokens = -1}", "needs tokens >= 0"),
+        ("layer = 1\ntarget = {learning_rate = nan}", "'target.learning_rate' is nan"),
+        ("layer = 1\ntarget = {products = 'int8'}", "products is 'int8'; there is"),
+        ("layer = 1\ncontexts = {lengths = 3}", "'contexts.lengths' is 3, expected a list"),
+        ("layer = 1\nmoments = {corpus = 'bytes.txt'}", "bytes.txt is not UTF-8"),
+    ],
+)
+def test_settings_that_a_method_cannot_use_are_bad_input(editkit, tmp_path, model, settings, message):
+    (tmp_path / "bytes.txt").write_bytes(b"\xff\xfe\x00 text")
+    head = "[[operators]]\nname = 'rome'\narms = ['single']\n[operators.settings]\n"
+    (tmp_path / "spec.toml").write_text(head + settings)
+    arguments = ["--facts", facts(tmp_path, GOOD), "--model", model, "--all-facts", "--out", tmp_path / "r"]
+    assert message in editkit("audit", "spec.toml", *arguments, code=2)
+
+
+def test_a_subject_that_no_method_can_edit_is_no_failed_claim(editkit, tmp_path, model):
+    """The last layer's value comes too late for what is asked after the subject: the error is the method's, not 1."""
+    (tmp_path / "spec.toml").write_text("[[operators]]\nname = 'rome'\narms = ['single']\nsettings = {layer = 2}")
+    arguments = ["--facts", facts(tmp_path, GOOD), "--model", model, "--all-facts", "--out", tmp_path / "r"]
+    for _ in range(2):
+        output = editkit("audit", "spec.toml", *arguments, code=4)
+        assert "no fact could be edited; the first of 1: cannot edit 'France' at layer 2" in output
+
+
 def test_a_prompt_past_the_context(editkit, tmp_path, model):
     row = {**GOOD, "prompt": "word " * 400 + "the capital of {} is"}
     path = facts(tmp_path, row)
@@ -107,7 +141,6 @@ def test_a_prompt_past_the_context(editkit, tmp_path, model):
     assert "takes 256; shorten it" in output.replace("\n", " ")
 
 
-@pytest.mark.skipif(os.geteuid() != 0 and os.name != "posix", reason="needs a file system with permissions")
 def test_an_output_folder_that_cannot_be_made(editkit, tmp_path, model):
     (tmp_path / "taken").write_text("a file, no folder")
     path = facts(tmp_path, GOOD)
@@ -115,6 +148,37 @@ def test_an_output_folder_that_cannot_be_made(editkit, tmp_path, model):
         "audit", "--facts", path, "--model", model, "--n", 1, "--all-facts", "--out", tmp_path / "taken" / "run", code=4
     )
     assert "taken" in output
+
+
+def unprivileged(*arguments, **options):
+    """A Python process for which permissions count: root passes by them, so it gives up all that makes it root."""
+    drop = []
+    if os.geteuid() == 0:
+        if not shutil.which("setpriv"):
+            pytest.skip("root may write to every folder, and there is no setpriv to give that up")
+        drop = ["setpriv", "--bounding-set=-all", "--inh-caps=-all", "--"]
+    command = [*drop, sys.executable, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, **options)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="folders have permissions of another kind here")
+def test_an_output_folder_that_may_not_be_written(tmp_path, model):
+    (closed := tmp_path / "closed").mkdir()
+    path = facts(tmp_path, GOOD)
+    closed.chmod(0o555)
+    probe = unprivileged("-c", "import os, sys; sys.exit(os.access(sys.argv[1], os.W_OK))", closed)
+    if probe.returncode:
+        pytest.skip(f"cannot try it without root's powers: {probe.stderr.strip() or 'the folder can be written'}")
+    arguments = ["audit", "--facts", path, "--model", model, "--n", "1", "--all-facts", "--out", closed / "run"]
+    done = unprivileged(
+        "-c", "from reports.cli import main; main()", *arguments,
+        cwd=tmp_path, env={**os.environ, "HOME": str(tmp_path), "EDITKIT_CACHE": str(tmp_path / "cache"), "COLUMNS": "200"},
+    )  # fmt: skip
+    assert done.returncode == 4, done.stderr
+    said = [line for line in done.stderr.splitlines() if "closed" in line]
+    assert len(said) == 1 and "ermission denied" in said[0]
+    assert "Traceback" not in done.stdout + done.stderr
+    assert not list(closed.iterdir())
 
 
 def test_a_full_disk(editkit, tmp_path, model, monkeypatch):
@@ -141,7 +205,19 @@ def test_edit_saves_a_plain_checkpoint_and_probe_reads_the_patch(editkit, tmp_pa
     from editkit.patch import WeightPatch
 
     path = facts(tmp_path, GOOD)
-    editkit("edit", "--facts", path, "--model", model, "--operator", "ft_l", "--save", tmp_path / "edited", code=0)
+    editkit(
+        "edit",
+        "--facts",
+        path,
+        "--model",
+        model,
+        "--operator",
+        "ft_l",
+        "--save",
+        tmp_path / "edited",
+        "--all-facts",
+        code=0,
+    )
     handle = ModelHandle.load(model)
     patch = WeightPatch.load(tmp_path / "edited" / "editkit_patch.safetensors")
     saved = AutoModelForCausalLM.from_pretrained(tmp_path / "edited")
@@ -156,6 +232,7 @@ def test_edit_saves_a_plain_checkpoint_and_probe_reads_the_patch(editkit, tmp_pa
         model,
         "--patch",
         tmp_path / "edited" / "editkit_patch.safetensors",
+        "--all-facts",
         "-p",
         "rewrite",
         code=0,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import json
 import re
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,40 @@ def test_all_formats_tell_every_claim_alike(make: Any) -> None:
         assert words in page
         assert words in source
         assert words == body["text"]["measured"]
+
+
+ESTIMATE = re.compile(r"[+-]?\d+\.\d+(?: \[[^\]]+\], [\d,]+ (?:cases? on [\d,]+ )?facts?|, no interval \([^)]*\))")
+
+
+@pytest.mark.parametrize("make", [audits.realistic, audits.unmeasured])
+def test_every_estimate_of_the_page_is_in_json_and_markdown(make: Any) -> None:
+    """Whatever section told it: also those that no figure of the record holds."""
+    page = html.unescape(re.sub(r"<[^>]*>", "\n", re.sub(r"</?small[^>]*>", "", page_of(make))))
+    shown = set(ESTIMATE.findall(page))
+    assert len(shown) > (150 if make is audits.realistic else 0)
+    source = rendered(make(), "markdown").replace("\\", "")
+    texts = "\n".join(strings(strict(rendered(make()))))
+    assert sorted(text for text in shown if text not in source) == []
+    assert sorted(text for text in shown if text not in texts) == []
+
+
+def strings(value: Any) -> Iterator[str]:
+    """All texts of a JSON value."""
+    if isinstance(value, str):
+        yield value
+    for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from strings(item)
+
+
+def test_counts_that_no_figure_holds_are_in_json() -> None:
+    body = strict(rendered(audits.realistic()))
+    tables = {table["caption"]: table for section in body["sections"] for table in section["tables"]}
+    wanted = ("Kept by popularity of the asked fact", "What was right and is not any more", "Premises",
+              "Classes of the answers, cases before → after")  # fmt: skip
+    for caption in wanted:
+        assert tables[caption]["rows"], caption
+        assert all(len(row) == len(tables[caption]["columns"]) for row in tables[caption]["rows"])
+    assert "Cases, those that break first" not in tables  # they are in cases.parquet
 
 
 def test_renderers_are_named_as_their_files() -> None:

@@ -90,4 +90,4 @@ def test_other_blocks_and_no_block() -> None:
 
 
 def test_an_empty_audit_renders() -> None:
-    assert rendered(audits.empty()).startswith("# Nothing on an unnamed model\n")
+    assert rendered(audits.empty()).startswith("# Audit of nothing on an unnamed model\n")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import audits
@@ -13,16 +13,15 @@ import pytest
 from probes.estimate import Ruling
 from probes.verdict import Answer as Replies
 from probes.verdict import Case, Class, Expect, Marks, Reply, Verdict
-from reports import sections
-from reports.document import Banner, Cards, Chart, Details, Document, Exchanges, Section, Table, Text
+from reports.document import Banner, Bullets, Cards, Chart, Details, Document, Exchanges, Section, Table, Text
 from reports.record import Audit
 from reports.sections import SECTIONS, build
-from reports.sections._verdicts import broke, ways, worst
+from reports.sections._verdicts import Way, broke, examples, telling, ways, worst
 from reports.sections.examples import LIMIT
 from reports.wording import arm_title, told
 
-SAID = {"summary", "efficacy", "rephrase", "emphasis", "multi_hop", "locality", "popularity", "forgetting", "examples",
-        "limits", "provenance"}  # fmt: skip
+SPEAK = {"summary", "efficacy", "rephrase", "emphasis", "multi_hop", "locality", "popularity", "forgetting", "examples",
+         "limits", "provenance"}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -53,15 +52,22 @@ def texts_of(section: Section) -> str:
     found = []
     for block in blocks_of(section.blocks):
         found += [block.text] if isinstance(block, Text | Banner) else []
+        found += block.items if isinstance(block, Bullets) else []
         found += [cell for row in block.rows for cell in row] if isinstance(block, Table) else []
     return "\n".join(found)
 
 
-def test_names_are_stems_and_ids_and_orders_differ(document: Document) -> None:
-    stems = {path.stem for path in Path(sections.__path__[0]).glob("*.py") if not path.stem.startswith("_")}
-    assert set(SECTIONS.names()) == stems == {section.id for section in document.sections} == SAID
+@pytest.mark.parametrize("name", SECTIONS.names())
+@pytest.mark.parametrize("make", [audits.realistic, audits.empty, audits.unmeasured, audits.hostile])
+def test_a_section_bears_its_name_or_says_nothing(name: str, make: Any) -> None:
+    section = SECTIONS[name](make())
+    assert section is None or (section.id == name and section.title and section.blocks)
+
+
+def test_sections_stand_in_the_order_they_ask_for_and_none_of_ours_is_silent(document: Document) -> None:
     orders = [section.order for section in document.sections]
-    assert orders == sorted(set(orders))
+    assert orders == sorted(orders)
+    assert {section.id for section in document.sections} >= SPEAK
 
 
 def test_the_summary_rules_as_the_audit_does_and_tells_every_claim(audit: Audit, document: Document) -> None:
@@ -101,7 +107,7 @@ def test_the_worst_ways_differ_and_show_a_case_that_breaks(audit: Audit, documen
         ({"expect": Expect.UNCHANGED, "after": Marks(None, None, False)}, True),
         ({"expect": Expect.UNCHANGED, "before": Marks(None, None, False), "after": Marks(None, None, False)}, None),
         ({"expect": Expect.MOVES, "class_after": Class.OLD}, True),
-        ({"expect": Expect.MOVES, "class_after": Class.DEGENERATE, "after": Marks(None, None, False)}, False),
+        ({"expect": Expect.MOVES, "class_after": Class.DEGENERATE, "after": Marks(None, None, False)}, True),
         ({"expect": Expect.MOVES, "class_after": Class.OLD, "variant": "control:random_words:x"}, None),
     ],
 )
@@ -110,6 +116,54 @@ def test_what_breaks(changes: dict[str, Any], expected: bool | None) -> None:
     verdict = Verdict(case, Replies(Reply("o"), Reply("n")), Marks(True, True, True), Marks(True, True, True), Class.OLD,
                       Class.NEW)  # fmt: skip
     assert broke(dataclasses.replace(verdict, **changes)) is expected
+
+
+def test_the_summary_says_what_was_changed_before_it_counts(document: Document) -> None:
+    assert document.title == "Audit of rome (edit) and npo (unlearn) on SmolLM2-135M-Instruct"
+    summary = section_of(document, "summary")
+    banner = next(block for block in summary.blocks if isinstance(block, Banner))
+    assert banner.lines == (
+        "Edited by rome: France, capital: Paris → Rome; Japan, capital: Tokyo → Lima; Peru, capital: Lima → Oslo; "
+        "and 5 more facts.",
+        "Made to be forgotten by npo: the same 8 facts.",
+    )
+    kinds = [type(block) for block in summary.blocks]
+    assert kinds.index(Cards) < kinds.index(Exchanges) < kinds.index(Table)
+    cards = next(block for block in summary.blocks if isinstance(block, Cards))
+    assert len(set(cards.notes)) == len(cards.items) == 3
+    table = next(block for block in summary.blocks if isinstance(block, Table))
+    assert all(hint.endswith("?") for hint in table.hints)
+    for item in next(block for block in summary.blocks if isinstance(block, Exchanges)).items:
+        assert len(re.findall(r"\d+ (?:cases?|facts?)\b(?! on)", item.text)) == 1  # how many is said once
+
+
+def broken(prompt: str, before: Class, after: Class = Class.OTHER, margin: float = -1.0) -> Verdict:
+    case = Case("multi_hop", "composition", prompt, Expect.HOLDS, "g", ("o",))
+    bad = Marks(False, False, False)
+    return Verdict(case, Replies(Reply("a"), Reply("b")), bad, bad, before, after, None, margin)
+
+
+def test_what_the_unchanged_model_knew_is_shown_first_and_no_prompt_twice() -> None:
+    verdicts = [broken("1", Class.OTHER, Class.OLD, -9.0), broken("2", Class.OLD, margin=-0.1),
+                broken("2", Class.OLD, margin=-3.0), broken("3", Class.OLD, margin=-2.0)]  # fmt: skip
+    assert [(v.case.prompt, v.margin_after) for v in telling(verdicts)] == [("2", -3.0), ("3", -2.0), ("1", -9.0)]
+
+
+def test_ways_that_break_at_the_same_prompt_show_different_ones() -> None:
+    share = audits.realistic().claims[0].estimate
+    both = (broken("1", Class.OLD, margin=-5.0), broken("2", Class.OLD))
+    ways_ = [Way("rome", "edit", arm, "multi_hop", share, both) for arm in ("single", "stacked", "joint")]
+    assert [item.prompt for item in examples(ways_, {})] == ["1", "2", "1"]
+
+
+def test_where_the_unchanged_model_was_wrong_too_the_card_says_so() -> None:
+    share = audits.realistic().claims[0].estimate
+    way = Way("rome", "edit", "single", "multi_hop", share, (broken("1", Class.OTHER),))
+    assert (
+        "The unchanged model did not answer this right either; it knew the single steps." in examples([way], {})[0].text
+    )
+    known = dataclasses.replace(way, broken=(broken("1", Class.OLD),))
+    assert "either" not in examples([known], {})[0].text
 
 
 def test_premises_that_failed_are_counted_with_their_reason(audit: Audit, document: Document) -> None:
@@ -141,7 +195,7 @@ def test_where_nothing_leaks_a_bound_is_told() -> None:
         for item in kept.judged
     )
     said = texts_of(section_of(build(audits.assembled(kept.facts, silent)), "limits"))
-    assert "no extraction found; up to 0.32 of such questions might still (95 %) by" in said
+    assert "no extraction found; up to 0.35 of such questions might still (95 %) by" in said
 
 
 def test_the_cases_that_break_come_first_and_the_rest_is_counted(audit: Audit) -> None:
@@ -177,3 +231,13 @@ def test_what_has_no_value_is_not_measured() -> None:
     said = texts_of(section_of(build(audits.unmeasured()), "summary"))
     assert "1.00, no interval (n = 1)" in said and said.count("not measured") == 2
     assert "nan" not in said.lower()
+
+
+def test_a_claim_that_misses_its_bar_is_not_promised_by_more_facts(audit: Audit) -> None:
+    estimate = dataclasses.replace(audit.claims[0].estimate, value=0.6, low=0.42, high=0.76)
+    missed = dataclasses.replace(audit.claims[0], ruling=Ruling.UNDECIDED, estimate=estimate, at_least=0.65, needed=80)
+    near = dataclasses.replace(missed, estimate=dataclasses.replace(estimate, value=0.7))
+    document = build(dataclasses.replace(audit, claims=(missed, near)))
+    assert re.findall(r"\d+ facts would do", texts_of(section_of(document, "summary"))) == ["80 facts would do"]
+    limits = texts_of(section_of(document, "limits"))
+    assert "more facts, and a better share than was measured" in limits and "80 facts, if all pass" in limits

@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from typing import Any
 
+import audits
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from probes.estimate import Estimate, Ruling
 from probes.metrics import METRICS
-from probes.verdict import Class
-from reports.wording import CLASSES, NOT_MEASURED, demand, metric_question, metric_title, number, ruling_text, told
+from probes.verdict import Answer, Case, Class, Expect, Marks, Reply, Verdict
+from reports.record import Claim, Judged
+from reports.wording import (
+    CLASSES,
+    NOT_MEASURED,
+    demand,
+    metric_question,
+    metric_title,
+    number,
+    ruling_text,
+    stratum_title,
+    told,
+    variant_title,
+)
 
 FINITE = st.floats(-100, 100)
 
@@ -58,9 +73,41 @@ def test_estimates(given_: Estimate | None, text: str) -> None:
 
 def test_demands_and_rulings() -> None:
     assert (demand(0.9, None), demand(None, 0.1), demand(0.1, 0.2)) == ("≥ 0.90", "≤ 0.10", "≥ 0.10 and ≤ 0.20")
-    assert ruling_text(Ruling.UNDECIDED, 35, 8) == "not enough evidence (needs 35 facts)"
-    assert ruling_text(Ruling.UNDECIDED, 4, 8) == "not enough evidence"
-    assert ruling_text(Ruling.HOLDS, 35, 8) == "holds"
+
+
+def claim(value: float | None, ruling: Ruling = Ruling.UNDECIDED, **changes: Any) -> Claim:
+    found = estimate(value, 0.4, 0.9, 8, 8) if value is not None else estimate(None, None, None, 0, 0)
+    bars = {"at_least": 0.65, "needed": 35} | changes
+    return Claim("rome", "edit", "single", "efficacy_generation", found, ruling, **bars)
+
+
+@pytest.mark.parametrize(
+    ("claim_", "text"),
+    [
+        (claim(0.8), "not enough evidence (35 facts would do if all pass)"),
+        (claim(0.6), "not enough evidence"),  # as many facts as you like, if they go on like this
+        (claim(0.2, at_least=None, at_most=0.35), "not enough evidence (35 facts would do if all pass)"),
+        (claim(0.6, at_least=None, at_most=0.35), "not enough evidence"),
+        (claim(0.8, needed=8), "not enough evidence"),
+        (claim(None), "not enough evidence (no case counted)"),
+        (dataclasses.replace(claim(None), arm="joint"), "not enough evidence (not asked)"),
+        (claim(0.8, Ruling.HOLDS), "holds"),
+        (claim(0.2, Ruling.FAILS), "does not hold"),
+    ],
+)
+def test_an_open_ruling_says_what_it_would_take_and_no_more(claim_: Claim, text: str) -> None:
+    case = Case("rewrite", "plain", "p", Expect.HOLDS, "g", ("o",))
+    marks = Marks(False, False, False)
+    verdict = Verdict(case, Answer(Reply("o"), Reply("o")), marks, marks, Class.OLD, Class.OLD)
+    audit = dataclasses.replace(audits.empty(), judged=(Judged("rome", "edit", "single", verdict),))
+    assert ruling_text(claim_, audit) == text
+
+
+def test_variants_and_strata_are_put_into_words() -> None:
+    assert variant_title("q4") == stratum_title("q4") == "most popular quarter (q4)"
+    assert variant_title("key:random_words:0") == "key words: random words: 0"
+    assert variant_title("composition") == "two facts combined"
+    assert (stratum_title("rare"), stratum_title(None)) == ("rare", "–")
 
 
 def test_every_metric_has_a_title_of_its_own_and_its_question() -> None:

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from editkit.edit import ft_l
 from editkit.edit.ft_l import FTL
-from editkit.operators import build, settings_of
 from editkit.scoring import score_pairs
+from editkit.settings import build, settings_of
 from editkit.tokens import encode_pair
 
 

@@ -25,7 +25,7 @@ from editkit.scoring import score_pairs
 from editkit.tokens import PromptTooLong, encode_pair
 
 SEARCH = TargetSearch(steps=6, learning_rate=0.05, clamp=4.0, weight_decay=0.01, stop_below=0.0)
-OPERATOR = ROME(1, SEARCH, Contexts((3,), 2), MomentSettings(tokens=120, length=20))
+OPERATOR = ROME(1, SEARCH, Contexts((3,), 2), MomentSettings(tokens=140, length=20))
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -230,7 +230,7 @@ def test_several_edits_are_one_on_top_of_the_other(handle):
 def test_the_notes_say_how_each_search_went(handle):
     notes = OPERATOR(handle, EDITS[:2], seed=0).provenance.notes
     assert [sorted(n) for n in notes["searches"]] == [["loss", "products", "relative_norm", "steps"]] * 2
-    assert notes["moment_tokens"] == 120 and len(notes["moment"]) == 64
+    assert notes["moment_tokens"] == 140 and len(notes["moment"]) == 64
 
 
 def test_progress_comes_to_its_end(handle):

@@ -244,6 +244,16 @@ def test_a_bad_file_is_named(tmp_path: Path, name: str, raw: bytes, expected: st
     assert said.startswith(name) and expected in said
 
 
+@pytest.mark.parametrize(("name", "raw"), [case[1:3] for case in FILES if "line" in case[3] or "broken" in case[3]])
+def test_a_broken_file_is_not_said_to_be_empty_too(tmp_path: Path, name: str, raw: bytes) -> None:
+    (tmp_path / name).write_bytes(raw)
+    assert "no fact in the file" not in refusal(tmp_path / name)
+
+
+def test_a_folder_is_said_to_be_one(tmp_path: Path) -> None:
+    assert refusal(tmp_path).startswith(f"{str(tmp_path)!r} is a folder; there is world, or give a .jsonl, .json ")
+
+
 def test_a_missing_file(tmp_path: Path) -> None:
     assert "cannot be read (No such file or directory)" in refusal(tmp_path / "none.jsonl")
 

@@ -8,8 +8,9 @@ from training_examples import NEVER, QUICK_SCHEDULE, REQUEST
 
 from editkit.completions import encode_examples, read, read_all
 from editkit.facts import ForgetRequest
-from editkit.operators import build, preset_for, settings_of
+from editkit.operators import preset_for
 from editkit.scope import EVERYTHING, Scope
+from editkit.settings import build, settings_of
 from editkit.training import Objective, Term, descend
 from editkit.unlearn.grad_diff import GradDiff
 

@@ -9,8 +9,9 @@ import torch
 from training_examples import NEVER, QUICK_SCHEDULE, REQUEST
 
 from editkit.completions import encode_examples, read, read_all
-from editkit.operators import build, preset_for, settings_of
+from editkit.operators import preset_for
 from editkit.scope import EVERYTHING, Scope
+from editkit.settings import build, settings_of
 from editkit.training import Objective, Schedule, Term, TrainStep, descend
 from editkit.unlearn._losses import npo_at_reference
 from editkit.unlearn.npo import NPO

@@ -42,3 +42,21 @@ for (const box of document.querySelectorAll(".filterable")) {
   bar.addEventListener("input", apply);
   apply();
 }
+
+// Paper cannot be unfolded: what is folded away is open while the page is printed.
+let unfolded = [];
+addEventListener("beforeprint", () => {
+  unfolded = [...document.querySelectorAll("details:not([open])")];
+  for (const details of unfolded) details.open = true;
+});
+addEventListener("afterprint", () => {
+  for (const details of unfolded) details.open = false;
+});
+
+// The shadows that say "there is more to the side" are only for what does not fit.
+const fit = () => {
+  for (const box of document.querySelectorAll(".scroll")) box.classList.toggle("fits", box.scrollWidth <= box.clientWidth);
+};
+addEventListener("resize", fit);
+document.addEventListener("toggle", fit, true);
+fit();

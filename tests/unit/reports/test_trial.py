@@ -1,0 +1,246 @@
+"""Audits of operators that fail on a fact, and of operators whose patches no file can hold."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import pytest
+import torch
+from conftest import make_handle
+from torch import nn
+
+from editkit.errors import MethodError
+from editkit.facts import Edit
+from editkit.linalg import SolveError
+from editkit.operators import EDITS, UNLEARNERS, provenance_of
+from editkit.patch import DenseDelta, HookPatch, ModulePatch, PromptPatch, WeightPatch
+from editkit.training import TrainingError
+from reports.audit import run
+from reports.record import JOURNAL, Journal, RecordError, read_audit
+from reports.spec import make_spec
+
+SUBJECTS = ("France", "Italy", "Japan", "Peru")
+FACTS = [
+    {"id": subject.lower(), "subject": subject, "relation": "capital", "object": old, "target_new": new, "prompt": "The capital of {} is"}
+    for subject, old, new in zip(SUBJECTS, ("Paris", "Rome", "Tokyo", "Lima"), ("Rome", "Lima", "Paris", "Tokyo"), strict=True)
+]  # fmt: skip
+
+
+class Doubled(nn.Module):
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, *args, **kwargs):
+        return 2 * self.inner(*args, **kwargs)
+
+
+@dataclass(frozen=True, slots=True)
+class Picky:
+    """Finds a change for all subjects but some."""
+
+    fails: tuple[str, ...] = ()
+    asked: ClassVar[list[tuple[str, ...]]] = []
+
+    def __call__(self, handle, edits: Sequence[Edit], *, seed, progress=None):
+        self.asked.append(tuple(edit.fact.subject for edit in edits))
+        for edit in edits:
+            if edit.fact.subject in self.fails:
+                raise SolveError(f"cannot edit {edit.fact.subject!r}: its key is nothing")
+        name = handle.weight_name("mlp_out", 1)
+        value = torch.full(handle.matrix(name).shape, 1e-3 * len(edits[0].fact.subject))
+        return WeightPatch({name: DenseDelta(value)}, provenance_of("picky", self, handle, edits, seed))
+
+
+@dataclass(frozen=True, slots=True)
+class PickyTogether(Picky):
+    def each(self, handle, edits, *, seed, progress=None):
+        self.asked.append(tuple(edit.fact.subject for edit in edits))
+        return [Picky.__call__(self, handle, [edit], seed=seed) for edit in edits]
+
+
+@dataclass(frozen=True, slots=True)
+class OfCode:
+    """Gives patches that no file can hold."""
+
+    kind: str = "prompt"
+    asked: ClassVar[list[str]] = []
+
+    def __call__(self, handle, edits: Sequence[Edit], *, seed, progress=None):
+        edit = edits[-1]
+        self.asked.append(edit.fact.subject)
+        mlp, told = handle.arch.path("mlp", 1), provenance_of("of_code", self, handle, edits, seed)
+        if self.kind == "prompt":
+            hint = f"{edit.fact.text} {edit.target_new}. "
+            return PromptPatch(lambda prompt: hint + prompt, told, digest=f"prompt {hint}")
+        if self.kind == "hook":
+            return HookPatch({mlp: lambda output: output * 0.5}, told, digest=f"hook {edit.fact.subject}")
+        return ModulePatch({mlp: Doubled}, told, digest=f"module {edit.fact.subject}")
+
+
+@dataclass(frozen=True, slots=True)
+class Exploding:
+    def __call__(self, handle, request, *, seed, progress=None):
+        raise TrainingError("the loss is nan at step 1; use a smaller learning rate")
+
+
+@pytest.fixture(scope="module")
+def ground(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trial")
+    make_handle("llama").save(folder / "model")
+    (folder / "facts.jsonl").write_text("\n".join(json.dumps(fact) for fact in FACTS), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def registered(monkeypatch, ground):
+    monkeypatch.setenv("EDITKIT_CACHE", str(ground / "cache"))
+    EDITS.names(), UNLEARNERS.names()  # loaded, before more are put beside them
+    for name, kind in (("picky", Picky), ("picky_together", PickyTogether), ("of_code", OfCode)):
+        monkeypatch.setitem(EDITS._items, name, kind)
+    monkeypatch.setitem(UNLEARNERS._items, "exploding", Exploding)
+    monkeypatch.setattr(Picky, "asked", [])
+    monkeypatch.setattr(OfCode, "asked", [])
+
+
+def spec_of(ground, *operators, **more):
+    return make_spec(
+        {
+            "model": {"name": str(ground / "model")},
+            "facts": {"source": str(ground / "facts.jsonl"), "known_only": False, "retain": 2},
+            "operators": list(operators),
+            "probes": ["rewrite"],
+            "claims": [{"metric": "efficacy_generation", "at_least": 0.5}],
+            "max_new_tokens": 2,
+            **more,
+        }
+    )
+
+
+def cut(folder, marker='{"kind": "results"'):
+    """The record as it was before its results, as a kill leaves it; the reports are gone."""
+    text = (folder / JOURNAL).read_text()
+    (folder / JOURNAL).write_text(text[: text.index(marker)])
+
+
+def judged(audit, arm):
+    return {j.verdict.case.group for j in audit.judged if j.arm == arm}
+
+
+@pytest.mark.parametrize("name", ["picky", "picky_together"])
+def test_a_fact_that_cannot_be_edited_is_passed_over_and_told(ground, tmp_path, name):
+    part = {"name": name, "settings": {"fails": ["Italy"]}}
+    audit = run(spec_of(ground, part), tmp_path)
+    rest = {"france", "japan", "peru"}
+    assert judged(audit, "single") == judged(audit, "stacked") == rest
+    assert {fact for change in audit.changes for fact in change.facts} == rest
+    singly, stacked = (note for note in audit.notes if "could not" in note)
+    assert singly.startswith(name) and "could not edit 'italy', which is passed over there" in singly
+    assert "its key is nothing" in singly and "its key is nothing" in stacked and singly != stacked
+    assert "its key is nothing" in (tmp_path / "report.md").read_text()
+
+
+def test_it_is_not_tried_again_and_its_note_is_not_lost(ground, tmp_path):
+    spec = spec_of(ground, {"name": "picky", "settings": {"fails": ["Italy"]}})
+    audit = run(spec, tmp_path)
+    assert any("Italy" in asked for asked in Picky.asked)
+    cut(tmp_path)
+    Picky.asked.clear()
+    again = run(spec, tmp_path)
+    assert Picky.asked == []
+    told = [note for note in audit.notes if "Italy" in note]
+    assert len(told) == 2 and set(told) <= set(again.notes)
+    assert [change.digest for change in again.changes] == [change.digest for change in audit.changes]
+    assert len(Journal(tmp_path / JOURNAL).entries("failed")) == 2
+
+
+def test_edits_found_together_are_parted_from_the_one_that_fails(ground, tmp_path):
+    part = {"name": "picky_together", "arms": ["single"], "settings": {"fails": ["Japan"]}}
+    audit = run(spec_of(ground, part), tmp_path)
+    assert judged(audit, "single") == {"france", "italy", "peru"}
+    together = [asked for asked in Picky.asked if len(asked) > 1]
+    assert [len(asked) for asked in together] == [4, 2, 2]  # all, then the halves
+
+
+def test_an_arm_with_no_fact_left_fails_with_the_error_now_and_on_resume(ground, tmp_path):
+    spec = spec_of(ground, {"name": "picky", "settings": {"fails": list(SUBJECTS)}})
+    with pytest.raises(MethodError, match="picky.*no fact could be edited; the first of 4: .*its key is nothing"):
+        run(spec, tmp_path)
+    Picky.asked.clear()
+    with pytest.raises(MethodError, match="its key is nothing"):
+        run(spec, tmp_path)
+    assert Picky.asked == []
+
+
+def test_an_unlearner_that_fails_is_told_as_a_failed_method(ground, tmp_path):
+    with pytest.raises(TrainingError, match="smaller learning rate"):
+        run(spec_of(ground, {"name": "exploding"}, claims=[]), tmp_path)
+
+
+@pytest.mark.parametrize(("kind", "parameters"), [("prompt", ()), ("hook", ("mlp",)), ("module", ("mlp",))])
+def test_a_patch_that_no_file_holds_is_audited_and_computed_anew(ground, tmp_path, kind, parameters):
+    spec = spec_of(ground, {"name": "of_code", "settings": {"kind": kind}})
+    audit = run(spec, tmp_path)
+    assert judged(audit, "single") == judged(audit, "stacked") == {"france", "italy", "japan", "peru"}
+    for change in audit.changes:
+        assert change.file == "" and change.relative_norm is None
+        assert [name.rpartition(".")[2] for name in change.parameters] == list(parameters)
+    assert len({change.digest for change in audit.changes}) == 4
+    assert "not kept" in (tmp_path / "report.md").read_text()
+    assert read_audit(tmp_path).changes == tuple(audit.changes)
+    cut(tmp_path)
+    OfCode.asked.clear()
+    again = run(spec, tmp_path)
+    assert OfCode.asked and [c.digest for c in again.changes] == [c.digest for c in audit.changes]
+    assert [j.verdict.answer for j in again.judged] == [j.verdict.answer for j in audit.judged]
+
+
+def test_two_patches_of_prompts_do_not_share_their_replies(ground, tmp_path):
+    audit = run(spec_of(ground, {"name": "of_code", "arms": ["single"]}), tmp_path)
+    states = {entry["key"][0] for entry in Journal(tmp_path / JOURNAL).entries("reply")}
+    assert len(states) == 1 + len(audit.changes)
+
+
+def entries_of(folder):
+    return [json.loads(line) for line in (folder / JOURNAL).read_text().splitlines()]
+
+
+def write_entries(folder, entries):
+    (folder / JOURNAL).write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+
+
+@pytest.mark.parametrize("broken", ["file", "digest"])
+def test_a_patch_that_is_not_what_was_kept_is_computed_once_more_and_then_kept(ground, tmp_path, broken):
+    spec = spec_of(ground, {"name": "picky", "arms": ["single"]})
+    audit = run(spec, tmp_path)
+    cut(tmp_path)
+    if broken == "file":
+        (tmp_path / audit.changes[0].file).write_bytes(b"torn")
+    else:
+        entries = entries_of(tmp_path)
+        next(entry for entry in entries if entry["kind"] == "patch")["body"]["digest"] = "0" * 64
+        write_entries(tmp_path, entries)
+    for computed in (1, 0):
+        Picky.asked.clear()
+        again = run(spec, tmp_path)
+        assert len(Picky.asked) == computed
+        assert [change.digest for change in again.changes] == [change.digest for change in audit.changes]
+        cut(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "field", "value"),
+    [("reply", "key", None), ("reply", "reply", {}), ("patch", "body", {"id": "x"}), ("patch", "body", None)],
+)
+def test_a_damaged_record_is_bad_input(ground, tmp_path, kind, field, value):
+    spec = spec_of(ground, {"name": "picky", "arms": ["single"]})
+    run(spec, tmp_path)
+    cut(tmp_path)
+    entries = entries_of(tmp_path)
+    next(entry for entry in entries if entry["kind"] == kind)[field] = value
+    write_entries(tmp_path, entries)
+    with pytest.raises(RecordError, match=f"an entry of kind '{kind}' is damaged"):
+        run(spec, tmp_path)
