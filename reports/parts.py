@@ -198,7 +198,7 @@ class AuditSpec(_Part):
     """
 
     title: str = "Audit"
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=2**63)
     level: float = Field(0.95, gt=0, lt=1)
     max_new_tokens: int = Field(12, ge=1, le=256)
     model: ModelPart = ModelPart()
