@@ -25,3 +25,7 @@ class UnableError(EditkitError):
 
 class MethodError(UnableError):
     """A method that found no change for a request on this model. Nothing is wrong with other requests."""
+
+
+class PatchError(InputError):
+    """A patch that does not fit: wrong base model, unknown parameter, wrong shape, values that are not finite."""

@@ -15,30 +15,42 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, ClassVar, Protocol
+from typing import ClassVar, Protocol
 
 import torch
-from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from editkit.errors import InputError
+from editkit.deltas import Delta, DenseDelta, LowRankDelta, bytes_of, flat, unflat
+from editkit.errors import PatchError
 from editkit.files import atomic_path
 from editkit.hooks import rewrite_output
+from editkit.provenance import Provenance, read_provenance, written
 from editkit.registry import Registry
 from editkit.tensor_files import disk_errors
 from editkit.undo import Undo
 
-
-class PatchError(InputError):
-    """A patch that does not fit: wrong base model, unknown parameter, wrong shape, values that are not finite."""
+__all__ = [
+    "KINDS",
+    "Delta",
+    "DenseDelta",
+    "HookPatch",
+    "Host",
+    "LowRankDelta",
+    "ModulePatch",
+    "Patch",
+    "PatchError",
+    "PromptPatch",
+    "Provenance",
+    "WeightPatch",
+    "bytes_of",
+    "load_patch",
+]
 
 
 class Host(Protocol):
@@ -49,49 +61,6 @@ class Host(Protocol):
 
     def parameter(self, name: str) -> nn.Parameter: ...
     def is_transposed(self, name: str) -> bool: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Provenance:
-    """Where a patch comes from. `base` is the weights digest of the model it was computed on."""
-
-    operator: str = ""
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    seed: int | None = None
-    base: str = ""
-    request: str = ""
-    versions: Mapping[str, str] = field(default_factory=dict)
-    notes: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class DenseDelta:
-    """What is added to a parameter. Matrices of linear layers are (out, in) whatever way the module stores them."""
-
-    value: Float[Tensor, "..."]
-
-    def dense(self) -> Tensor:
-        return self.value
-
-    def tensors(self) -> dict[str, Tensor]:
-        return {"value": self.value}
-
-
-@dataclass(frozen=True, slots=True)
-class LowRankDelta:
-    """left @ right is added to a matrix of shape (out, in)."""
-
-    left: Float[Tensor, "out rank"]
-    right: Float[Tensor, "rank in"]
-
-    def dense(self) -> Tensor:
-        return self.left @ self.right
-
-    def tensors(self) -> dict[str, Tensor]:
-        return {"left": self.left, "right": self.right}
-
-
-Delta = DenseDelta | LowRankDelta
 
 
 class Patch(Protocol):
@@ -148,46 +117,17 @@ def load_patch(path: Path) -> Patch:
     if kind not in KINDS:
         raise PatchError(f"{path} holds a patch of kind {kind!r}, known is {', '.join(KINDS)}; install what made it")
     try:
-        return KINDS[kind].read(tensors, _provenance(metadata.get("provenance")))
+        return KINDS[kind].read(tensors, read_provenance(metadata.get("provenance")))
     except PatchError as error:
         raise PatchError(f"{path} is a damaged patch: {error}; make it again") from None
     except (KeyError, ValueError, TypeError) as error:
         raise PatchError(f"{path} is a damaged patch ({error!r}); make it again") from None
 
 
-_KINDS_OF_FIELDS: Mapping[str, Any] = {
-    "operator": str,
-    "settings": dict,
-    "seed": int | None,
-    "base": str,
-    "request": str,
-    "versions": dict,
-    "notes": dict,
-}
-
-
-def _provenance(text: str | None) -> Provenance:
-    """What a file says of a patch's making. Raises PatchError with what is wrong with it."""
-    try:
-        given = json.loads(text or "")
-    except ValueError as error:
-        raise PatchError(f"its provenance is no JSON ({error})" if text else "it has no provenance") from None
-    if not isinstance(given, dict):
-        raise PatchError("its provenance is no JSON object")
-    for name, value in given.items():
-        if name not in _KINDS_OF_FIELDS:
-            raise PatchError(f"its provenance has an unknown field {name!r}")
-        if not isinstance(value, _KINDS_OF_FIELDS[name]):
-            raise PatchError(f"provenance.{name} is {value!r}")
-    if not isinstance(given.get("notes", {}).get("on_top_of", []), list):
-        raise PatchError("provenance.notes.on_top_of is no list of digests")
-    return Provenance(**given)
-
-
 def write(path: Path, kind: str, tensors: Mapping[str, Tensor], provenance: Provenance) -> None:
     """Write a patch to one safetensors file, whole or not at all."""
     kept = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
-    metadata = {"editkit_patch": kind, "provenance": json.dumps(asdict(provenance), default=str)}
+    metadata = {"editkit_patch": kind, "provenance": written(provenance)}
     with atomic_path(Path(path)) as temporary, disk_errors(Path(path)):
         save_file(kept, str(temporary), metadata=metadata)
 
@@ -234,7 +174,7 @@ class WeightPatch:
     def digest(self) -> str:
         """sha256 over names, dtypes, shapes and bytes of all deltas, taken once: they must not be written to."""
         state = hashlib.sha256()
-        for key, tensor in sorted(_flat(self.deltas).items()):
+        for key, tensor in sorted(flat(self.deltas).items()):
             state.update(f"{key} {tensor.dtype} {tuple(tensor.shape)};".encode())
             state.update(bytes_of(tensor))
         return state.hexdigest()
@@ -255,13 +195,13 @@ class WeightPatch:
         """
         if not self.provenance.base:
             raise PatchError(f"cannot write {path}: the patch names no base; give provenance.base, the weights' digest")
-        write(path, "weight/1", _flat(self.deltas), self.provenance)
+        write(path, "weight/1", flat(self.deltas), self.provenance)
 
     @classmethod
     def read(cls, tensors: Mapping[str, Tensor], provenance: Provenance) -> WeightPatch:
         if not provenance.base:
             raise PatchError("its provenance names no `base`, the weights it was made for")
-        return cls(_unflat(tensors), provenance)
+        return cls(unflat(tensors), provenance)
 
     @classmethod
     def load(cls, path: Path) -> WeightPatch:
@@ -351,35 +291,6 @@ class PromptPatch(_OfCode):
         host.prompt_rewrites.append(self.rewrite)
 
 
-def bytes_of(tensor: Tensor) -> memoryview:
-    """The raw bytes of a tensor, whatever its dtype."""
-    return memoryview(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-
-
 @torch.no_grad()
 def _overwrite(parameter: nn.Parameter, value: Tensor) -> None:
     parameter.copy_(value)
-
-
-def _flat(deltas: Mapping[str, Delta]) -> dict[str, Tensor]:
-    return {f"{name}:{part}": tensor for name, delta in deltas.items() for part, tensor in delta.tensors().items()}
-
-
-def _unflat(tensors: Mapping[str, Tensor]) -> Mapping[str, Delta]:
-    names = dict.fromkeys(key.rpartition(":")[0] for key in tensors)
-    return MappingProxyType({name: _delta(name, tensors) for name in names})
-
-
-def _delta(name: str, tensors: Mapping[str, Tensor]) -> Delta:
-    parts = {key.rpartition(":")[2]: tensor for key, tensor in tensors.items() if key.rpartition(":")[0] == name}
-    wrong = [str(tensor.dtype) for tensor in parts.values() if not tensor.is_floating_point()]
-    if wrong:
-        raise PatchError(f"the delta of {name!r} is of {wrong[0]}, no floating-point numbers")
-    if parts.keys() == {"value"}:
-        return DenseDelta(parts["value"])
-    if parts.keys() == {"left", "right"}:
-        left, right = parts["left"], parts["right"]
-        if left.ndim == right.ndim == 2 and left.shape[1] == right.shape[0]:
-            return LowRankDelta(left, right)
-        raise PatchError(f"the factors of {name!r}, {tuple(left.shape)} and {tuple(right.shape)}, do not fit together")
-    raise PatchError(f"the delta of {name!r} has the parts {sorted(parts)}, it takes value, or left and right")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -67,6 +68,7 @@ Save = Annotated[
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what an earlier --save wrote to that folder.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
+# Where in a spec the options stand, by the names of the commands' parameters.
 PLACES = {
     "model": "model.name",
     "device": "model.device",
@@ -75,29 +77,35 @@ PLACES = {
     "trust_remote_code": "model.trust_remote_code",
     "facts": "facts.source",
     "n": "facts.n",
-    "known_only": "facts.known_only",
+    "all_facts": "facts.known_only",
     "seed": "seed",
-    "operators": "operators",
-    "probes": "probes",
+    "operator": "operators",
+    "probe": "probes",
 }
-OPTIONS = {
-    place: "--" + {"known_only": "all-facts", "operators": "operator", "probes": "probe"}.get(name, name)
-    for name, place in PLACES.items()
-}
+OPTIONS = {place: "--" + name.replace("_", "-") for name, place in PLACES.items()}
 
 
-def _asked(path: Path | None = None, **given: Any) -> AuditSpec:
-    """The spec of a command: that of a file or the default one, with the options that were given (by their names in
-    PLACES) on top; None is not given."""
+def _asked(given: Mapping[str, Any]) -> AuditSpec:
+    """The spec of a command: that of its file or the default one, with the options that were given on top.
+
+    `given` are the command's parameters by name; those that no spec knows are left alone.
+    """
     spec: dict[str, Any] = {}
-    for name, value in given.items():
-        if value is not None:
-            *parents, leaf = PLACES[name].split(".")
+    for name, place in PLACES.items():
+        value = given.get(name)
+        if value is not None and value is not False and value != []:  # a seed of 0 is given
+            *parents, leaf = place.split(".")
             node = spec
             for parent in parents:
                 node = node.setdefault(parent, {})
-            node[leaf] = value
-    return read_spec(path, spec, OPTIONS)
+            node[leaf] = _as_in_a_spec(name, value)
+    return read_spec(given.get("spec"), spec, OPTIONS)
+
+
+def _as_in_a_spec(name: str, value: Any) -> Any:
+    if name == "operator":
+        return [{"name": each} for each in ([value] if isinstance(value, str) else value)]
+    return not value if name == "all_facts" else value
 
 
 @app.command(epilog=CODES)
@@ -118,22 +126,9 @@ def audit(
     debug: Debug = False,
 ) -> None:
     """Change a model, try to break the change, and write the report."""
+    given = locals()
     with one_line_errors(debug):
-        asked = resolved(
-            _asked(
-                spec,
-                model=model,
-                device=device,
-                dtype=dtype,
-                allow_pickle=allow_pickle or None,
-                trust_remote_code=trust_remote_code or None,
-                facts=facts,
-                n=n,
-                known_only=False if all_facts else None,
-                seed=seed,
-                operators=[{"name": name} for name in operator] if operator else None,
-            )
-        )
+        asked = resolved(_asked(given))
         folder = out_folder or default_folder(asked)
         command = shlex.join(["editkit", *sys.argv[1:]])
         with Bars() as bars:
@@ -182,25 +177,15 @@ def edit(
     debug: Debug = False,
 ) -> None:
     """Edit facts in a model, all in one change, and save it."""
+    given = locals()
     with one_line_errors(debug), Bars() as bars:
-        asked = _asked(
-            model=model,
-            device=device,
-            dtype=dtype,
-            allow_pickle=allow_pickle or None,
-            trust_remote_code=trust_remote_code or None,
-            facts=facts,
-            n=n,
-            known_only=False if all_facts else None,
-            seed=seed,
-            operators=[{"name": operator}],
-        )
+        asked = _asked(given)
         commands.change("edit", asked, save, bars, overwrite=overwrite)
 
 
 @app.command()
 def unlearn(
-    forget: Forget,
+    facts: Forget,
     save: Save,
     operator: Operator = "npo",
     model: Model = None,
@@ -215,19 +200,9 @@ def unlearn(
     debug: Debug = False,
 ) -> None:
     """Make a model forget facts and save it."""
+    given = locals()
     with one_line_errors(debug), Bars() as bars:
-        asked = _asked(
-            model=model,
-            device=device,
-            dtype=dtype,
-            allow_pickle=allow_pickle or None,
-            trust_remote_code=trust_remote_code or None,
-            facts=forget,
-            n=n,
-            known_only=False if all_facts else None,
-            seed=seed,
-            operators=[{"name": operator}],
-        )
+        asked = _asked(given)
         commands.change("unlearn", asked, save, bars, overwrite=overwrite)
 
 
@@ -240,7 +215,7 @@ def probe(
             "--patch", help="A patch that --save wrote; without one the questions are listed, and no model is loaded."
         ),
     ] = None,
-    probes: Probes = None,
+    probe: Probes = None,
     model: Model = None,
     n: Number = None,
     all_facts: AllFacts = False,
@@ -253,19 +228,9 @@ def probe(
     debug: Debug = False,
 ) -> None:
     """Ask the probes' questions before and after a saved patch, about the same facts: give --n, --seed … as then."""
+    given = locals()
     with one_line_errors(debug), Bars() as bars:
-        asked = _asked(
-            model=model,
-            device=device,
-            dtype=dtype,
-            allow_pickle=allow_pickle or None,
-            trust_remote_code=trust_remote_code or None,
-            facts=facts,
-            n=n,
-            known_only=False if all_facts else None,
-            seed=seed,
-            probes=probes or None,
-        )
+        asked = _asked(given)
         task = "unlearn" if forget else "edit"
         if patch is None:
             commands.listed(task, asked, bars)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,33 +39,56 @@ def change(task: str, spec: AuditSpec, save: Path, watch: Watch, *, overwrite: b
     if part.task != task:
         raise InputError(f"{part.name!r} is an operator for `editkit {part.task}`; `editkit list operators` shows all")
     check_save(save, spec, overwrite=overwrite)
-    base = load(spec.facts.source)
-    watch.phase(f"Loading {spec.model.name}")
-    handle = ModelHandle.load(spec.model.name, spec.model.options())
-    operator, source = configured(part.name, handle, part.settings)
-    store = MemoryStore()
-    chosen = select(handle, base, spec, store, watch)
-    records = _records(task, base, chosen.entries, spec.seed, chosen)
-    watch.phase(f"{part.name} on {plural(len(records), 'fact')}")
-    request = _request(task, spec, base, records, chosen)
+    case = _Opened.of(task, spec, watch)
+    operator, source = configured(part.name, case.handle, part.settings)
+    facts = plural(len(case.records), "fact")
+    watch.phase(f"{part.name} on {facts}")
     progress = _training(watch) if task == "unlearn" else _steps(watch)
-    patch = operator(handle, request, seed=spec.seed, progress=progress)
+    patch = operator(case.handle, _request(task, case), seed=spec.seed, progress=progress)
     watch.phase("Asking the changed model")
-    jobs = [Job("rewrite", record) for record in records]
-    verdicts = run_probes(
-        handle,
-        [patch],
-        jobs,
-        seed=spec.seed,
-        store=store,
-        progress=watch.at,
-        max_new_tokens=spec.max_new_tokens,
-    )
+    verdicts = case.verdicts(patch, ["rewrite"])
     watch.phase("Saving")
-    _save(handle, patch, save)
-    facts = plural(len(records), "fact")
-    for line in (f"{part.name} ({source}) on {facts}: {save}", *_passed_over(chosen), took(task, verdicts)):
+    _save(case.handle, patch, save)
+    for line in (f"{part.name} ({source}) on {facts}: {save}", *_passed_over(case.chosen), took(task, verdicts)):
         out.print(Text(line), soft_wrap=True)
+
+
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    """A model, and the facts of a spec that are chosen for it."""
+
+    spec: AuditSpec
+    watch: Watch
+    handle: ModelHandle
+    base: FactBase
+    chosen: Chosen
+    records: Sequence[Any]  # EditRecord or ForgetRecord, as the task has it
+    store: MemoryStore
+
+    @classmethod
+    def of(cls, task: str, spec: AuditSpec, watch: Watch, patch: Patch | None = None) -> _Opened:
+        """Load the model and choose the facts. A patch of another model is refused before anything is asked."""
+        base = load(spec.facts.source)
+        watch.phase(f"Loading {spec.model.name}")
+        handle = ModelHandle.load(spec.model.name, spec.model.options())
+        if patch is not None:
+            with handle.patched(patch):
+                pass
+        store = MemoryStore()
+        chosen = select(handle, base, spec, store, watch)
+        return cls(spec, watch, handle, base, chosen, _records(task, base, spec, chosen.entries, chosen.known), store)
+
+    def verdicts(self, patch: Patch, probes: Sequence[str]) -> list[Verdict]:
+        """What the probes find of the patch."""
+        return run_probes(
+            self.handle,
+            [patch],
+            [Job(name, record) for record in self.records for name in probes],
+            seed=self.spec.seed,
+            store=self.store,
+            progress=self.watch.at,
+            max_new_tokens=self.spec.max_new_tokens,
+        )
 
 
 def check_save(save: Path, spec: AuditSpec, *, overwrite: bool = False) -> None:
@@ -97,17 +121,18 @@ def _save(handle: ModelHandle, patch: Patch, save: Path) -> None:
 
 
 def _records(
-    task: str, base: FactBase, entries: Sequence[Entry], seed: int, chosen: Chosen | None = None
+    task: str, base: FactBase, spec: AuditSpec, entries: Iterable[Entry], known: Container[str] | None = None
 ) -> list[Record]:
     make = base.edit_record if task == "edit" else base.forget_record
-    return [make(entry, seed=seed, known=chosen.known if chosen else None) for entry in entries]
+    return [make(entry, seed=spec.seed, known=known) for entry in entries]
 
 
-def _request(task: str, spec: AuditSpec, base: FactBase, records: Sequence[Any], chosen: Chosen) -> Any:
+def _request(task: str, case: _Opened) -> Any:
     if task == "edit":
-        return [record.edit for record in records]
-    retain = base.retain_examples([record.id for record in records], spec.facts.retain, spec.seed, chosen.known)
-    return ForgetRequest(tuple(example for record in records for example in record.examples), retain)
+        return [record.edit for record in case.records]
+    ids, spec = [record.id for record in case.records], case.spec
+    retain = case.base.retain_examples(ids, spec.facts.retain, spec.seed, case.chosen.known)
+    return ForgetRequest(tuple(example for record in case.records for example in record.examples), retain)
 
 
 def _steps(watch: Watch) -> Any:
@@ -144,25 +169,9 @@ def took(task: str, verdicts: Sequence[Verdict]) -> str:
 def probe(task: str, spec: AuditSpec, patch: Path, watch: Watch) -> None:
     """Ask the questions before and after a patch."""
     read = load_patch(patch)
-    base = load(spec.facts.source)
-    watch.phase(f"Loading {spec.model.name}")
-    handle = ModelHandle.load(spec.model.name, spec.model.options())
-    with handle.patched(read):
-        pass  # a patch of another model is refused before anything is asked
-    store = MemoryStore()
-    chosen = select(handle, base, spec, store, watch)
-    records = _records(task, base, chosen.entries, spec.seed, chosen)
-    jobs = [Job(name, record) for record in records for name in spec.probes]
+    case = _Opened.of(task, spec, watch, read)
     watch.phase("Asking")
-    verdicts = run_probes(
-        handle,
-        [read],
-        jobs,
-        seed=spec.seed,
-        store=store,
-        progress=watch.at,
-        max_new_tokens=spec.max_new_tokens,
-    )
+    verdicts = case.verdicts(read, spec.probes)
     rows = [
         (*_named(v.case.probe, v.case.variant), v.case.prompt, v.answer.before.text, v.answer.after.text,
          CLASSES[v.class_after])
@@ -183,7 +192,7 @@ def listed(task: str, spec: AuditSpec, watch: Watch) -> None:
     context = Context(spec.seed)
     rows = [
         (*_named(case.probe, case.variant), case.prompt)
-        for record in _records(task, base, entries, spec.seed)
+        for record in _records(task, base, spec, entries)
         for name in spec.probes
         for case in next(PROBES[name](record, context), [])
     ]

@@ -19,6 +19,7 @@ from editkit.data import data_folder, is_file, load
 from editkit.errors import InputError
 from editkit.files import sha256_of
 from editkit.models import EMBEDDED
+from editkit.settings import merged
 from reports.parts import (
     DEFAULT_CLAIMS,
     AuditSpec,
@@ -61,7 +62,7 @@ def read_spec(path: Path | None, overrides: Mapping[str, Any], options: Mapping[
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SpecError(f"spec {path} is no valid TOML: {error}") from None
     given = {place: name for place, name in (options or {}).items() if _stands_in(overrides, place)}
-    return make_spec(_merged(data, overrides), str(path) if path else "the command line", path, given)
+    return make_spec(merged(data, overrides), str(path) if path else "the command line", path, given)
 
 
 def make_spec(
@@ -122,14 +123,6 @@ def to_toml(spec: AuditSpec) -> str:
 def _stands_in(data: Any, place: str) -> bool:
     head, _, rest = place.partition(".")
     return isinstance(data, Mapping) and head in data and (not rest or _stands_in(data[head], rest))
-
-
-def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(below)
-    for key, value in above.items():
-        old = merged.get(key)
-        merged[key] = _merged(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
-    return merged
 
 
 def _told(error: Any, path: Path | None, options: Mapping[str, str]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Sequence
 
+from editkit import held_out
 from editkit.entries import overlap
 from editkit.facts import EditRecord, Question, Record
 from probes.framing import framed
@@ -17,7 +18,7 @@ CONTRASTS = 4  # objects of the same range that a forgotten or neighbouring obje
 
 def dice(context: Context, record: Record, name: str) -> random.Random:
     """The random source of one choice about one record; another name, another source, the same on every machine."""
-    return random.Random(f"{context.seed}/{record.id}/{name}")
+    return held_out.dice(context.seed, f"{record.id}/{name}")
 
 
 def old_names(record: Record) -> tuple[str, ...]:
