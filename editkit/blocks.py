@@ -7,13 +7,14 @@ itself untouched; masks, positions and rotary tables are the backbone's own, so 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
 from editkit.handle import ModelHandle
+from editkit.patch import Patch
+from editkit.undo import Block, Undo
 
 
 class Give(nn.Module):
@@ -39,30 +40,30 @@ def upper(handle: ModelHandle, layer: int, hidden: Tensor) -> nn.Module:
     return _view(handle, [*(Give() for _ in range(layer)), Give(hidden), *blocks[layer + 1 :]])
 
 
-@contextmanager
-def frozen(model: nn.Module) -> Iterator[None]:
+def frozen(model: nn.Module) -> Block[None]:
     """No parameter wants a gradient within the block; each flag is put back after it, also after an error."""
-    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    try:
-        for parameter, _ in flags:
+
+    def open(undo: Undo) -> None:
+        for parameter in model.parameters():
+            undo.callback(parameter.requires_grad_, parameter.requires_grad)
             parameter.requires_grad_(False)
-        yield
-    finally:
-        for parameter, flag in flags:
-            parameter.requires_grad_(flag)
+
+    return Block(open)
 
 
-@contextmanager
-def without_patches(handle: ModelHandle) -> Iterator[None]:
+def without_patches(handle: ModelHandle) -> Block[None]:
     """The handle's patches are off within the block and back on after it."""
-    patches = handle.patches
-    handle.rollback()
-    try:
-        yield
-    finally:
+
+    def put_on(patches: Sequence[Patch]) -> None:
         handle.rollback()
         for patch in patches:
             handle.apply(patch)
+
+    def open(undo: Undo) -> None:
+        undo.callback(put_on, handle.patches)
+        handle.rollback()
+
+    return Block(open)
 
 
 def _blocks(handle: ModelHandle) -> Sequence[nn.Module]:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import functools
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Float
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from editkit.handle import ModelHandle
+from editkit.undo import Block, Undo
 
 
 def run(backbone: nn.Module, ids: Tensor, mask: Tensor, positions: Tensor, cache: DynamicCache | None = None) -> Tensor:
@@ -63,12 +63,11 @@ def rows_of(cache: DynamicCache | None, rows: Tensor) -> DynamicCache | None:
     return other
 
 
-@contextlib.contextmanager
-def attention(handle: ModelHandle, implementation: str) -> Iterator[None]:
+def attention(handle: ModelHandle, implementation: str) -> Block[None]:
     """Another attention implementation within the block: "eager" is faster than "sdpa" for gradients on a CPU."""
-    before = handle.attention_implementation
-    handle.model.set_attn_implementation(implementation)
-    try:
-        yield
-    finally:
-        handle.model.set_attn_implementation(before)
+
+    def open(undo: Undo) -> None:
+        undo.callback(handle.model.set_attn_implementation, handle.attention_implementation)
+        handle.model.set_attn_implementation(implementation)
+
+    return Block(open)

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -21,6 +22,7 @@ from transformers.pytorch_utils import Conv1D
 from editkit.errors import InputError
 from editkit.handle import ModelHandle
 from editkit.matrices import Matrix, can_lay_out, content
+from editkit.undo import Block, Undo
 
 AUTO, FLOAT32, BFLOAT16 = "auto", "float32", "bfloat16"
 CHOICES = (AUTO, FLOAT32, BFLOAT16)
@@ -57,20 +59,22 @@ class Products:
     def __init__(self, instead: Iterable[tuple[nn.Module, Callable[[Tensor], Tensor]]]) -> None:
         self._instead = [*instead]
 
-    @contextmanager
-    def on(self) -> Iterator[None]:
+    def on(self) -> Block[None]:
         """Within the block the layers do this; nested, the innermost counts."""
-        before = [(layer, vars(layer).get("forward")) for layer, _ in self._instead]
-        try:
+
+        def open(undo: Undo) -> None:
             for layer, product in self._instead:
+                undo.callback(_put_back, layer, vars(layer).get("forward"))
                 layer.forward = product
-            yield
-        finally:
-            for layer, forward in before:
-                if forward is None:
-                    vars(layer).pop("forward", None)
-                else:
-                    layer.forward = forward
+
+        return Block(open)
+
+
+def _put_back(layer: nn.Module, forward: Any) -> None:
+    if forward is None:
+        vars(layer).pop("forward", None)
+    else:
+        layer.forward = forward
 
 
 def exact(handle: ModelHandle) -> Products | None:

@@ -9,10 +9,10 @@ step), so it does not depend on how the step is cut into parts that fit in memor
 
 from __future__ import annotations
 
+import functools
 import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -27,6 +27,7 @@ from editkit.optimiser import AdamW
 from editkit.patch import DenseDelta
 from editkit.products import FLOAT32, check_products, give_up_layouts, products_of, resolved, using
 from editkit.scope import Scope
+from editkit.undo import Block, Undo
 
 
 class TrainingError(MethodError, RuntimeError):
@@ -146,10 +147,8 @@ def descend(
     if not names:
         raise InputError(f"{scope} holds no parameter of {handle.name!r}; widen it")
     give_up_layouts(handle)
-    with ExitStack() as undo:
-        undo.enter_context(gradient_attention(handle))
-        undo.enter_context(torch.enable_grad())
-        originals = _open(handle, names, undo)
+    trainable = Block(functools.partial(_open, handle, names))
+    with gradient_attention(handle), torch.enable_grad(), trainable as originals:
         loop = _Loop(handle, objective, schedule, originals, seed)
         history = loop.run(progress)
         deltas = loop.deltas()
@@ -157,7 +156,7 @@ def descend(
     return Descent(deltas, notes | {"products": resolved(handle, schedule.products)})
 
 
-def _open(handle: ModelHandle, names: Sequence[str], undo: ExitStack) -> dict[str, Tensor]:
+def _open(handle: ModelHandle, names: Sequence[str], undo: Undo) -> dict[str, Tensor]:
     """Make the named parameters, and no others, trainable copies; gives their own tensors. `undo` puts all back."""
     originals: dict[str, Tensor] = {}
     for name, parameter in handle.model.named_parameters():

@@ -72,7 +72,7 @@ def make_spec(
     try:
         return AuditSpec.model_validate(data)
     except ValidationError as error:
-        problems = [_told(e, path, options or {}) for e in error.errors()]
+        problems = [_told(e, path, options or {}) for e in error.errors() if e["type"] != "default_factory_not_called"]
         raise SpecError(f"{where}: " + "; ".join(problems)) from None
 
 

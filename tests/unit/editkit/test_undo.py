@@ -10,8 +10,8 @@ import torch
 from conftest import make_handle
 from torch import nn
 
+from editkit import blocks, forward, hooks, patch, products, undo
 from editkit import handle as handle_module
-from editkit import hooks, patch, undo
 from editkit.hooks import rewritten, traced
 from editkit.patch import DenseDelta, HookPatch, ModulePatch, PromptPatch, WeightPatch
 from editkit.undo import Block, Undo
@@ -131,6 +131,49 @@ def test_hooks_come_off_whatever_line_is_struck():
                 each._forward_hooks.clear()
         assert state_of(handle) == before, f"hooks left after a strike at line {place[1]} of {place[0].co_qualname}"
     assert at > 40 and struck_at_exit == 2
+
+
+def test_what_a_computation_sets_aside_is_put_back_whatever_line_is_struck(monkeypatch):
+    """Gradient flags, the attention, products in place of layers, patches that are off for a while."""
+    handle = make_handle("llama")
+    one, two, *_ = patches_of(handle)
+    handle.apply(one)
+    handle.apply(two)
+    layer = handle.model.get_submodule("model.layers.0.mlp.down_proj")
+    more = {str(Path(module.__file__)) for module in (blocks, forward, products)}
+    monkeypatch.setattr(sys.modules[__name__], "FILES", FILES | more)
+
+    def state():
+        flags = [parameter.requires_grad for parameter in handle.model.parameters()]
+        return state_of(handle), flags, handle.attention_implementation, "forward" in vars(layer)
+
+    def nested():
+        with blocks.frozen(handle.model), forward.attention(handle, "eager"):
+            with products.Products([(layer, torch.neg)]).on(), blocks.without_patches(handle):
+                pass
+
+    before, at, open_moments = state(), 0, 0
+    while True:
+        at += 1
+        error, place = strike(at, nested)
+        if error is None:
+            break
+        if first_line_of_exit(place, nested) and state() != before:
+            open_moments += 1
+            put_right(handle, before, (one, two), layer)
+        assert state() == before, f"not back after a strike at line {place[1]} of {place[0].co_qualname}"
+    assert at > 100 and open_moments <= 4
+
+
+def put_right(handle, before, patches, layer):
+    """By hand, what the one open moment of each of the blocks leaves."""
+    handle.rollback()
+    for each in patches:
+        handle.apply(each)
+    for parameter, flag in zip(handle.model.parameters(), before[1], strict=True):
+        parameter.requires_grad_(flag)
+    handle.model.set_attn_implementation(before[2])
+    vars(layer).pop("forward", None)
 
 
 def test_a_patch_that_does_not_fit_leaves_those_before_it_off(handle):

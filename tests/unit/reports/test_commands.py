@@ -161,3 +161,16 @@ def test_help_says_what_the_codes_and_the_facts_are(monkeypatch):
         assert "2 bad input" in CliRunner().invoke(app, [*command, "--help"]).output.replace("\n", " ")
     for command in ("audit", "edit", "unlearn", "probe"):
         assert "target_new" in CliRunner().invoke(app, [command, "--help"]).output
+
+
+def test_options_go_above_the_spec_also_where_they_are_zero(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr("reports.cli.run", lambda spec, *_, **__: seen.append(spec))
+    (tmp_path / "spec.toml").write_text("seed = 5\n[facts]\nn = 3\n", encoding="utf-8")
+    arguments = ["audit", str(tmp_path / "spec.toml"), "--all-facts", "-o", "npo", "--out", str(tmp_path / "run")]
+    CliRunner().invoke(app, [*arguments, "--seed", "0"])
+    CliRunner().invoke(app, arguments)
+    assert [(s.seed, s.facts.n, s.facts.known_only, [o.name for o in s.operators]) for s in seen] == [
+        (0, 3, False, ["npo"]),
+        (5, 3, False, ["npo"]),
+    ]

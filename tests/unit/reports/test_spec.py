@@ -44,6 +44,8 @@ def test_a_users_file_is_changed_whole_unless_a_number_is_given():
         ("[facts]\nrelation = ['capital']", r"line 2: unknown key 'facts.relation'; there is relations"),
         ("seed = 'x'", "line 1: seed: Input should be a valid integer"),
         ("seed = ", "is no valid TOML"),
+        ("seed = 9223372036854775808", "line 1: seed: Input should be less than 9223372036854775808"),
+        ("seed = -1", "line 1: seed: Input should be greater than or equal to 0"),
         ("[[operators]]\nname = 'rme'", "no operator named 'rme'; there is rome"),
         ("[[operators]]\nname = 'npo'\narms = ['single']", "operator 'npo' has no arm 'single'; there is joint"),
         ("[[operators]]\nname = 'rome'\n[[operators]]\nname = 'rome'", "stands twice"),
@@ -76,3 +78,9 @@ def test_the_command_line_goes_above_the_file(tmp_path):
 def test_a_missing_spec_is_told(tmp_path):
     with pytest.raises(SpecError, match="cannot read spec .*missing.toml: No such file"):
         read_spec(tmp_path / "missing.toml", {})
+
+
+def test_one_wrong_option_is_told_alone():
+    with pytest.raises(SpecError) as error:
+        read_spec(None, {"model": {"dtype": "foo"}}, {"model.dtype": "--dtype"})
+    assert str(error.value).count(";") == 0 and "default factory" not in str(error.value)
