@@ -268,3 +268,28 @@ def test_coverage_of_the_bootstrap():
     runs = [bootstrap(table_of(rng.normal(size=10)), ratio, seed=i, n=600) for i in range(repeats)]
     rate = sum(covered(run, 0.0) for run in runs) / repeats
     assert rate == pytest.approx(0.95, abs=3.5 * math.sqrt(0.95 * 0.05 / repeats))
+
+
+def wilson_by_hand(share, n):
+    z = 1.959963984540054
+    centre, scale = share + z * z / (2 * n), 1 + z * z / n
+    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return (centre - half) / scale, (centre + half) / scale
+
+
+def test_few_groups_make_many_cases_worth_less():
+    """By hand: half a passing and half a failing group of ten are added, then t of 4 groups stands against 40 cases."""
+    passed = (5, 6, 4, 5)
+    values = [float(i < good) for good in passed for i in range(10)]
+    found = proportion(values, [name for name in "abcd" for _ in range(10)])
+    effect = (sum((good - 5) ** 2 for good in passed) + 0.5 * 5**2 + 0.5 * 5**2) / (50 * 0.25)
+    worth = 40 / effect * (stats.t.ppf(0.975, 39) / stats.t.ppf(0.975, 3)) ** 2
+    assert 4 < worth < 40 / effect
+    assert (found.low, found.high) == pytest.approx(wilson_by_hand(0.5, worth))
+
+
+def test_a_group_with_most_of_the_cases_is_not_many():
+    sizes = (12, 2, 1, 1)
+    found = proportion([1.0] * 16, [name for name, n in zip("abcd", sizes, strict=True) for _ in range(n)])
+    even = 16**2 / (12**2 + 2**2 + 1 + 1)
+    assert found.low == pytest.approx(even / (even + 1.959963984540054**2))
