@@ -106,6 +106,6 @@ def _split_verdict(text: str) -> tuple[str, str]:
 
 def _split_number(text: str) -> tuple[str, str]:
     """ "0.94 [0.79, 0.98], 16 facts" as the value and what goes with it."""
-    places = [place for mark in (" [", ", no interval") if (place := text.find(mark)) > 0]
+    places = [place for mark in (" [", " no interval") if (place := text.find(mark)) > 0]
     cut = min(places, default=len(text))
     return text[:cut], text[cut:]

@@ -17,6 +17,7 @@ from reports.present import clean, present
 from reports.record import Audit
 from reports.render import RENDERERS
 from reports.render._svg import drawn
+from reports.render.html import _split_number
 from reports.sections import build
 from reports.sections._charts import Point, intervals
 from reports.wording import told
@@ -374,3 +375,9 @@ def test_points_without_an_interval_have_no_line() -> None:
     assert "stroke-series0" not in re.sub(r"<path.*?>", "", "".join(drawn(chart, count(1))))
     nothing = audits.unmeasured().claims[1].estimate
     assert intervals("t", [Point("r", "s", "after", nothing)], "share", "d", Table("t", ("a",), ())) is None
+
+
+def test_what_stands_below_a_number_begins_with_a_word():
+    assert _split_number("0.94 [0.79, 0.98], 16 facts") == ("0.94", " [0.79, 0.98], 16 facts")
+    assert _split_number("0.07, no interval (n = 1, 102 cases)") == ("0.07,", " no interval (n = 1, 102 cases)")
+    assert _split_number("not measured") == ("not measured", "")
