@@ -9,12 +9,13 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,7 @@ EMBEDDED = {
     )
 }
 DEFAULT_MODEL = "smollm2-135m"
+_NUMBER = re.compile(r"\d+")  # of a layer, a block, an expert in the name of a parameter
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +136,20 @@ def _read(name: str, arguments: dict[str, Any], dtype: torch.dtype) -> tuple[nn.
             f"{len(unlike)} of the weights of {name!r} are not of the shape that its config says ({_few(unlike)}); "
             "give config and weights that belong together"
         )
+    if left := _of_the_model(found["unexpected_keys"], model):
+        raise ModelError(
+            f"the weights of {name!r} hold {len(left)} of a larger model than its config says ({_few(left)}); "
+            "give config and weights that belong together"
+        )
     return model, tokenizer
+
+
+def _of_the_model(keys: Iterable[object], model: nn.Module) -> list[str]:
+    """Those keys that are named as the model's own parameters but for a number: of layers or experts that the config
+    does not count. transformers would drop them without a word; what else it does not know (buffers of old versions,
+    a vision tower) is no part of a language model."""
+    own = {_NUMBER.sub("#", name) for name, _ in model.named_parameters()}
+    return sorted(str(key) for key in keys if _NUMBER.sub("#", str(key)) in own)
 
 
 def save_model(model: nn.Module, tokenizer: Any, folder: Path) -> None:

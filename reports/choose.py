@@ -35,7 +35,8 @@ def known_ids(
     handle: ModelHandle, base: FactBase, entries: Sequence[Entry], spec: AuditSpec, store: ReplyStore, watch: Watch
 ) -> frozenset[str]:
     """Ids of those entries whose direct prompt the base model completes with the right object. The replies go into the
-    store, where probes find them."""
+    store, where probes find them and do not ask again; what those compare an answer with depends on which facts are
+    known, so its scores are read later, without another word being said."""
     watch.phase("What the base model knows", len(entries))
     prompts = [entry.fact.text for entry in entries]
     replies = replies_to(handle, prompts, store=store, max_new_tokens=spec.max_new_tokens, progress=watch.at)

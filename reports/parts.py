@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import math
@@ -168,26 +169,35 @@ class ClaimPart(_Part):
         return [probe for probe in METRICS[self.metric].probes if probe not in probes]
 
 
-# Bars that eight facts can decide: a perfect run of eight has a 95 % interval from 0.68 on. Raise them with n.
-DEFAULT_CLAIMS = (
-    ClaimPart(metric="efficacy_generation", at_least=0.65),
-    ClaimPart(metric="generalization_generation", at_least=0.5),
-    ClaimPart(metric="specificity_generation", at_least=0.65),
-    ClaimPart(metric="portability_generation", at_least=0.5),
-    ClaimPart(metric="forget_efficacy", at_least=0.65),
-    ClaimPart(metric="forget_generalization", at_least=0.5),
-    ClaimPart(metric="retained", at_least=0.65),
-    ClaimPart(metric="leakage", at_most=0.35),
-    ClaimPart(metric="recovery_rate", at_most=0.35),
-    ClaimPart(metric="degeneration", at_most=0.35),
-)
+@functools.cache
+def default_claims() -> tuple[ClaimPart, ...]:
+    """Bars that eight facts can decide: a perfect run of eight has a 95 % interval from 0.68 on. Raise them with n."""
+    return (
+        ClaimPart(metric="efficacy_generation", at_least=0.65),
+        ClaimPart(metric="generalization_generation", at_least=0.5),
+        ClaimPart(metric="specificity_generation", at_least=0.65),
+        ClaimPart(metric="portability_generation", at_least=0.5),
+        ClaimPart(metric="forget_efficacy", at_least=0.65),
+        ClaimPart(metric="forget_generalization", at_least=0.5),
+        ClaimPart(metric="retained", at_least=0.65),
+        ClaimPart(metric="leakage", at_most=0.35),
+        ClaimPart(metric="recovery_rate", at_most=0.35),
+        ClaimPart(metric="degeneration", at_most=0.35),
+    )
+
+
 DEFAULT_PROBES = ("rewrite", "rephrase", "keyword_emphasis", "multi_hop", "popularity", "neighborhood")
+
+
+def _default_operators() -> tuple[OperatorPart, ...]:
+    """Made when they are wanted: looking a name up loads what third parties have added, and that may fail."""
+    return OperatorPart(name="rome"), OperatorPart(name="npo")
 
 
 def _fitting_claims(so_far: Mapping[str, Any]) -> tuple[ClaimPart, ...]:
     """The default claims that a spec with these operators and probes can rule on."""
     operators, probes = so_far.get("operators", ()), so_far.get("probes", ())
-    return tuple(claim for claim in DEFAULT_CLAIMS if claim.misfit(operators, probes) is None)
+    return tuple(claim for claim in default_claims() if claim.misfit(operators, probes) is None)
 
 
 class AuditSpec(_Part):
@@ -203,7 +213,7 @@ class AuditSpec(_Part):
     max_new_tokens: int = Field(12, ge=1, le=256)
     model: ModelPart = ModelPart()
     facts: FactsPart = FactsPart()
-    operators: tuple[OperatorPart, ...] = (OperatorPart(name="rome"), OperatorPart(name="npo"))
+    operators: tuple[OperatorPart, ...] = Field(default_factory=_default_operators)
     probes: tuple[str, ...] = DEFAULT_PROBES
     claims: tuple[ClaimPart, ...] = Field(default_factory=_fitting_claims)
 
@@ -246,7 +256,7 @@ class AuditSpec(_Part):
     def unclaimed(self) -> Iterator[str]:
         """A sentence for each default claim that is not made because its probes are not asked."""
         made = {claim.metric for claim in self.claims}
-        for claim in DEFAULT_CLAIMS:
+        for claim in default_claims():
             unasked = claim.unasked(self.probes)
             if claim.metric not in made and unasked and claim.misfit(self.operators, DEFAULT_PROBES) is None:
                 yield f"No claim on {claim.metric} was made: the probe {', '.join(unasked)} was not asked."

@@ -21,23 +21,23 @@ from editkit.files import sha256_of
 from editkit.models import EMBEDDED
 from editkit.settings import merged
 from reports.parts import (
-    DEFAULT_CLAIMS,
     AuditSpec,
     ClaimPart,
     FactsPart,
     ModelPart,
     OperatorPart,
+    default_claims,
     without_null,
 )
 
 __all__ = [
-    "DEFAULT_CLAIMS",
     "AuditSpec",
     "ClaimPart",
     "FactsPart",
     "ModelPart",
     "OperatorPart",
     "SpecError",
+    "default_claims",
     "make_spec",
     "read_spec",
     "resolved",

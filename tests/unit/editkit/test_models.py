@@ -109,6 +109,25 @@ def test_weights_of_another_shape_are_named(tiny_folder, tmp_path):
         ModelHandle.load(str(folder))
 
 
+def test_weights_of_more_layers_than_the_config_counts_are_refused(tiny_folder, tmp_path):
+    """transformers would drop them in silence, and the audit would be of another model."""
+    folder = with_config(tiny_folder, tmp_path, num_hidden_layers=2)
+    with pytest.raises(
+        ModelError, match=r"hold 9 of a larger model than its config says \(model.layers.2.input_layernorm"
+    ):
+        ModelHandle.load(str(folder))
+
+
+def test_weights_that_are_no_part_of_the_model_are_left_out(tiny_folder, tmp_path):
+    """Old files hold buffers, others a vision tower: neither is a reason to refuse."""
+    folder = copy(tiny_folder, tmp_path)
+    weights = load_file(folder / "model.safetensors")
+    weights["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(4)
+    weights["vision.layers.0.weight"] = torch.ones(4)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    assert ModelHandle.load(str(folder))
+
+
 def test_a_gguf_file_that_lacks_weights_is_refused(tmp_path):
     _write_gguf(tmp_path / "tiny.gguf", without=("blk.0.ffn_down.weight",))
     with pytest.raises(ModelError, match=r"lack 1 of the parameters .*\(model.layers.0.mlp.down_proj.weight\)"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from probes.metrics import METRICS
-from reports.spec import DEFAULT_CLAIMS, AuditSpec, SpecError, make_spec
+from reports.spec import AuditSpec, SpecError, default_claims, make_spec
 
 
 @pytest.mark.parametrize(
@@ -51,11 +51,11 @@ def test_default_claims_are_those_that_can_be_decided_and_the_others_are_told():
     told = list(spec.unclaimed())
     assert [sentence.split()[3] for sentence in told] == ["generalization_generation", "portability_generation", "recovery_rate"]  # fmt: skip
     assert "the probe rephrase was not asked" in told[0]
-    assert not list(AuditSpec().unclaimed()) and AuditSpec().claims == DEFAULT_CLAIMS
+    assert not list(AuditSpec().unclaimed()) and AuditSpec().claims == default_claims()
 
 
 def test_the_default_claims_look_at_consequences_leaks_and_babble():
-    bars = {c.metric: (c.at_least, c.at_most) for c in DEFAULT_CLAIMS}
+    bars = {c.metric: (c.at_least, c.at_most) for c in default_claims()}
     assert bars["portability_generation"] == (0.5, None)
     assert bars["leakage"] == bars["degeneration"] == (None, 0.35)
     assert METRICS["degeneration"].task == "both"

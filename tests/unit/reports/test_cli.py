@@ -181,6 +181,22 @@ def test_an_output_folder_that_may_not_be_written(tmp_path, model):
     assert not list(closed.iterdir())
 
 
+@pytest.mark.parametrize("kind", ["edit", "probe", "metric"])
+def test_a_broken_extension_of_a_third_party_is_one_line(tmp_path, kind):
+    """It is named where it is looked up, not with a traceback where the command line is imported."""
+    (info := tmp_path / "mine-1.0.dist-info").mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: mine\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(f"[editkit.{kind}]\nbad = no_such_module:Thing\n")
+    done = subprocess.run(
+        [sys.executable, "-c", "from reports.cli import main; main()", "audit", "--n", "1"],
+        capture_output=True, text=True, check=False, timeout=300, cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path), "COLUMNS": "300", "EDITKIT_CACHE": str(tmp_path / "cache")},
+    )  # fmt: skip
+    assert done.returncode == 4, done.stderr
+    assert "Traceback" not in done.stderr
+    assert f"the extension 'bad' of mine (editkit.{kind}) cannot be loaded: ModuleNotFoundError" in done.stderr
+
+
 def test_a_full_disk(editkit, tmp_path, model, monkeypatch):
     def full(self, kind, **body):
         raise OSError(28, "No space left on device")
