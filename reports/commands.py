@@ -11,9 +11,9 @@ from rich.text import Text
 
 from editkit.data import FactBase, is_file, load
 from editkit.entries import Entry
-from editkit.errors import InputError
+from editkit.errors import InputError, UnableError
 from editkit.facts import ForgetRequest, Record
-from editkit.files import atomic_folder
+from editkit.files import atomic_folder, check_writable
 from editkit.handle import ModelHandle
 from editkit.operators import configured
 from editkit.patch import Patch, load_patch
@@ -92,7 +92,8 @@ class _Opened:
 
 
 def check_save(save: Path, spec: AuditSpec, *, overwrite: bool = False) -> None:
-    """Raises InputError where --save would replace anything but an earlier save, and that only with `overwrite`."""
+    """Raises InputError where --save would replace anything but an earlier save, and that only with `overwrite`, and
+    UnableError where nothing can be written."""
     place = save.resolve()
     if place.exists() and not place.is_dir():
         raise InputError(f"--save {save} is a file; name a new folder")
@@ -103,6 +104,10 @@ def check_save(save: Path, spec: AuditSpec, *, overwrite: bool = False) -> None:
         local = is_file(name) if option == "facts" else given.exists()
         if local and place in (given.resolve(), *given.resolve().parents):
             raise InputError(f"--save {save} would replace the {option} {name}; name a new folder")
+    try:
+        check_writable(place.parent)  # a new folder is made there, and then takes the old one's place
+    except OSError as error:
+        raise UnableError(f"cannot write to --save {save}: {error.strerror}; name a folder elsewhere") from None
     if not place.is_dir() or not any(place.iterdir()):
         return
     if not (place / PATCH_FILE).is_file():

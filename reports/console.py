@@ -7,13 +7,16 @@ bug. None is 1, which says that a claim does not hold.
 
 from __future__ import annotations
 
+import errno
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import typer
+import typer.core
 from rich import box
 from rich.cells import cell_len
 from rich.console import Console
@@ -23,7 +26,8 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from editkit import __version__
-from editkit.errors import EditkitError, UnableError
+from editkit.errors import EditkitError, InputError, UnableError
+from editkit.files import as_named
 from probes.estimate import Ruling
 from reports.present import clean, present
 
@@ -95,6 +99,35 @@ class Bars:
 _NOTE = 80  # characters of what a step says of itself
 
 
+UsageError: type[Exception] = typer.BadParameter.__mro__[1]  # of the click that this typer has: its own, or the package
+
+
+class OneLine(typer.core.TyperGroup):
+    """Commands whose wrong use is told in one line, as every other error."""
+
+    def main(self, args: Sequence[str] | None = None, *more: Any, standalone_mode: bool = True, **other: Any) -> Any:
+        args = [*(sys.argv[1:] if args is None else args)] or ["--help"]
+        try:
+            code = super().main(args, *more, standalone_mode=False, **other)
+        except UsageError as error:
+            if not standalone_mode:
+                raise
+            leave(InputError(f"{_said(error)}; see `{_command_of(error)} --help`"))
+        except typer.Abort:
+            code = 130
+        if not standalone_mode:
+            return code
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+def _said(error: Any) -> str:
+    return " ".join(str(error.format_message()).split()).rstrip(".")
+
+
+def _command_of(error: Any) -> str:
+    return str(error.ctx.command_path) if error.ctx else "editkit"
+
+
 @contextmanager
 def one_line_errors(debug: bool) -> Iterator[None]:
     """End the command with one line and the right exit code for what a user can mend; `debug` shows the traceback too.
@@ -145,9 +178,18 @@ def _told(error: Exception, code: int) -> str:
         return "out of memory; use a smaller model, fewer facts or a narrower --dtype, or free some"
     if not isinstance(error, OSError):
         return str(error)
-    if error.filename is None and error.errno is not None:
-        return f"cannot write: {error.strerror}; free some space, then the same command goes on from where it was"
-    return f"{error.filename or 'output'}: {error.strerror or error}"
+    place = f"{as_named(str(error.filename))}: " if error.filename else "cannot write: " if error.errno else ""
+    return f"{place}{error.strerror or error}{_WAYS_OUT.get(error.errno or 0, '')}"
+
+
+_ELSEWHERE = "; choose another place to write to (--out, --save, EDITKIT_CACHE), or mend its rights"
+_WAYS_OUT = {
+    errno.ENOSPC: "; free some space, then the same command goes on from where it was",
+    errno.EDQUOT: "; free some space, then the same command goes on from where it was",
+    errno.EROFS: _ELSEWHERE,
+    errno.EACCES: _ELSEWHERE,
+    errno.EPERM: _ELSEWHERE,
+}
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str | Text]]) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import os
+import subprocess
+import sys
 
 import gguf
 import numpy as np
@@ -246,6 +248,40 @@ def test_damaged_weights_give_one_line(tiny_folder, tmp_path):
 def test_a_hub_id_that_cannot_be_reached_gives_the_ways_out(name):
     with pytest.raises(ModelError, match="smollm2-135m, a folder.*gguf file, or a hub id"):
         ModelHandle.load(name)
+
+
+def test_a_hub_id_loads_from_the_hubs_own_cache_and_says_the_ways_out_in_editkits_words(tiny_folder, tmp_path):
+    """Offline, as after a first download. The settings of the hub are read when it is imported: another process."""
+
+    def cached(name, without=(), **config):
+        repository = tmp_path / "hub" / f"models--me--{name}"
+        (snapshot := repository / "snapshots" / "abc").mkdir(parents=True)
+        (repository / "refs").mkdir()
+        (repository / "refs" / "main").write_text("abc")
+        copy(tiny_folder, snapshot, without=without)
+        described = json.loads((snapshot / "config.json").read_text()) | config
+        (snapshot / "config.json").write_text(json.dumps(described))
+        return snapshot
+
+    cached("tiny")
+    torch.save(
+        load_file(tiny_folder / "model.safetensors"), cached("pickled", ["model.safetensors"]) / "pytorch_model.bin"
+    )
+    cached("remote", auto_map={"AutoConfig": "theirs.Config"}, model_type="theirs")
+    code = """
+from editkit.handle import ModelHandle
+for name in ("me/tiny", "me/pickled", "me/remote"):
+    try:
+        print(ModelHandle.load(name).base_digest)
+    except Exception as error:
+        print(f"{type(error).__name__}: {error}")
+"""
+    environment = {**os.environ, "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    digest, pickled, remote = done.stdout.strip().splitlines()
+    assert digest == make_handle("llama").base_digest
+    assert pickled.startswith("ModelError: 'me/pickled' has pickle weights only") and "--allow-pickle" in pickled
+    assert remote.startswith("ModelError: 'me/remote' wants to run the author's code; pass --trust-remote-code")
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -13,7 +14,7 @@ from conftest import make_handle
 from typer.testing import CliRunner
 
 from reports.cli import app
-from reports.console import err, out
+from reports.console import MODEL_OR_ENVIRONMENT, _told, err, out
 
 GOOD = {"subject": "France", "relation": "capital", "object": "Paris", "target_new": "Rome", "prompt": "The capital of {} is"}  # fmt: skip
 
@@ -62,14 +63,24 @@ def without(key):
         (["audit", "--model", "no-such/model"], 4, "cannot load model 'no-such/model'"),
         (["audit", "--dtype", "float8"], 2, "--dtype: Input should be 'float32'"),
         (["audit", "--device", "foo"], 2, "--device: no device 'foo'; there is auto, cpu, cuda, mps"),
-        (["audit", "--n", "0"], 2, "--n"),
+        (["audit", "--n", "0"], 2, "error: Invalid value for '--n': "),
+        (["audit", "--nosuch"], 2, "error: No such option: --nosuch"),
+        (["audti"], 2, "error: No such command 'audti'"),
+        (["edit"], 2, "error: Missing option '--facts'; see `editkit edit --help`"),
         (["report", "nowhere"], 2, "holds no audit.jsonl"),
         (["list", "operatrs"], 2, "nothing to list under 'operatrs'; there is operators"),
         (["edit", "--facts", "world", "--operator", "npo", "--save", "x", "--n", "1"], 2, "is an operator for `editkit unlearn`"),
     ],
 )  # fmt: skip
 def test_wrong_arguments(editkit, arguments, code, message):
-    assert message in editkit(*arguments, code=code)
+    output = editkit(*arguments, code=code)
+    *phases, error = output.splitlines()
+    assert error.startswith("error: ") and message in error
+    assert all(phase.startswith("Loading ") for phase in phases)
+
+
+def test_without_a_command_the_help_is_shown(editkit):
+    assert "Usage: " in editkit(code=0)
 
 
 @pytest.mark.parametrize(
@@ -207,6 +218,21 @@ def test_a_full_disk(editkit, tmp_path, model, monkeypatch):
         "audit", "--facts", path, "--model", model, "--n", 1, "--all-facts", "--out", tmp_path / "r", code=4
     )
     assert "No space left on device; free some space, then the same command goes on" in output
+
+
+@pytest.mark.parametrize(
+    ("number", "way_out"),
+    [
+        (errno.ENOSPC, "free some space"),
+        (errno.EROFS, "another place"),
+        (errno.EACCES, "another place"),
+        (errno.EIO, ""),
+    ],
+)
+def test_what_a_disk_says_names_the_users_folder_and_a_way_out(number, way_out):
+    hidden = "/out/.saved.0vmfivqz.partial/model/.model.safetensors.ulukscw_.partial"
+    told = _told(OSError(number, os.strerror(number), hidden), MODEL_OR_ENVIRONMENT)
+    assert told.startswith(f"/out/saved/model/model.safetensors: {os.strerror(number)}") and way_out in told
 
 
 @pytest.mark.parametrize("what", ["operators", "probes", "metrics", "datasets", "models", "layouts"])

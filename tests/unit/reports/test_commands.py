@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 
 import pytest
 from conftest import make_handle
 from tables import QUICK
 from typer.testing import CliRunner
 
+from editkit.errors import UnableError
 from editkit.handle import ModelHandle
 from probes.verdict import Answer, Case, Class, Expect, Marks, Reply, Verdict
 from reports.cli import app
@@ -92,6 +95,19 @@ def test_an_earlier_save_is_replaced_only_with_overwrite(ground, tmp_path, capsy
 
 def test_an_empty_folder_may_be_saved_to(ground, tmp_path):
     check_save(tmp_path, spec_of(ground))
+
+
+def test_a_folder_that_cannot_be_written_to_is_refused_before_a_model_is_loaded(
+    ground, tmp_path, monkeypatch, no_model
+):
+    def closed(dir):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), f"{dir}/tmpabc")
+
+    monkeypatch.setattr("editkit.files.tempfile.TemporaryFile", closed)
+    with pytest.raises(
+        UnableError, match=r"cannot write to --save .*x: Read-only file system; name a folder elsewhere"
+    ):
+        change("edit", spec_of(ground), tmp_path / "new" / "x", Silent())
 
 
 @pytest.mark.parametrize(("task", "name"), [("edit", "rome"), ("unlearn", "npo")])
