@@ -230,9 +230,9 @@ def test_a_full_disk(editkit, tmp_path, model, monkeypatch):
     ],
 )
 def test_what_a_disk_says_names_the_users_folder_and_a_way_out(number, way_out):
-    hidden = "/out/.saved.0vmfivqz.partial/model/.model.safetensors.ulukscw_.partial"
+    hidden = "runs/.saved.0vmfivqz.partial/model/.model.safetensors.ulukscw_.partial"
     told = _told(OSError(number, os.strerror(number), hidden), MODEL_OR_ENVIRONMENT)
-    assert told.startswith(f"/out/saved/model/model.safetensors: {os.strerror(number)}") and way_out in told
+    assert told.startswith(f"runs/saved/model/model.safetensors: {os.strerror(number)}") and way_out in told
 
 
 @pytest.mark.parametrize("what", ["operators", "probes", "metrics", "datasets", "models", "layouts"])
