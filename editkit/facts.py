@@ -115,7 +115,8 @@ class Hop:
 
     For an edit, `question.answer` is what follows from the old object and `answer_new` what follows from the new one
     (equal answers are left out when hops are built). For forgetting, `answer_new` is None: the question leads back to
-    the forgotten fact. `premises` are the single hops; the probe first checks that the base model can answer them.
+    the forgotten fact, or on to what follows from it. `premises` are the single hops; the probe first checks that the
+    base model can answer them.
     """
 
     question: Question

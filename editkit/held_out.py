@@ -19,8 +19,10 @@ from editkit.facts import Hop, Question, fill, normalise
 NEIGHBORS = 8  # of the same relation
 UNRELATED = 3  # of other relations
 CHAINS_EACH = 2  # subjects asked through one chain
+CONSEQUENCES = 3  # questions about what follows from a forgotten object
 TARGETS_CONSIDERED = 0.5  # the better known half of the range
 INVERSE = "inverse"  # the kind of a chain whose second step may lead from the object back to the subject
+CONSEQUENCE = "consequence"  # the kind of a hop that asks for what follows from a forgotten object
 
 
 def dice(seed: int, name: str) -> random.Random:
@@ -154,7 +156,8 @@ def hops(table: FactTable, change: Change, *, seed: int, known: Container[str] |
 
     For an edit: chains that end in the changed fact (the answer moves with it) and chains that begin with it (the
     answer follows from the new object); hops whose two answers are equal are left out. For forgetting: chains that end
-    in the fact, and its inverses. No hop names the old object or the new one, but for an inverse, which asks from it.
+    in the fact, its inverses, and what follows from the forgotten object (see `_consequences` for what that shows).
+    No hop names the old object or the new one, but for an inverse, which asks from it.
     """
     source = dice(seed, f"hops/{change.entry.id}")
     found: list[Hop] = []
@@ -166,6 +169,7 @@ def hops(table: FactTable, change: Change, *, seed: int, known: Container[str] |
             found += _beginning(table, chain, change, source)
     if change.target_new is None:
         found += [*_inverse(table, change, source), *_back(table, change, source)]
+        found += _consequences(table, change, source, known)
     return tuple({hop.question.prompt: hop for hop in found}.values())
 
 
@@ -208,6 +212,38 @@ def _beginning(table: FactTable, chain: Composition, change: Change, source: ran
         answer_new=new.fact.object,
         aliases_new=new.aliases,
     )
+
+
+def _consequences(table: FactTable, change: Change, source: random.Random, known: Container[str] | None) -> list[Hop]:
+    """subject -> forgotten object -> what follows from it, for forgetting; the answer is what follows.
+
+    At most `CONSEQUENCES`: known steps first, then those that fewest objects share. Where the model still gives the
+    answer, something that fits the forgotten object is still said of the subject; that the object itself is reached
+    is not shown. The capital of a city's country points to that country alone, but the euro or Europe may be guessed,
+    or be known of the city by itself.
+    """
+    subject = change.entry.fact.subject
+    found: list[tuple[tuple[bool, int], Hop]] = []
+    for chain in table.compositions:
+        if chain.kind == INVERSE or chain.first != change.entry.relation:
+            continue
+        step = table.find(chain.second, change.entry.fact.object)
+        prompt = fill(source.choice((*chain.templates, *chain.questions)), subject)
+        if step is None or change.gives_away(prompt) or any(mentions(prompt, name) for name in step.names):
+            continue
+        hop = Hop(
+            question=_asked(prompt, subject, step.question, change.entry.question),
+            premises=(change.entry.question, step.question),
+            kind=CONSEQUENCE,
+        )
+        unknown = known is not None and step.id not in known
+        found.append(((unknown, _sharing(table, step)), hop))
+    return [hop for _, hop in sorted(found, key=lambda each: each[0])[:CONSEQUENCES]]
+
+
+def _sharing(table: FactTable, entry: Entry) -> int:
+    """How many facts of the relation have an object that would count as this one's."""
+    return len({other.id for name in entry.names for other in table.with_object(entry.relation, name)})
 
 
 def _inverse(table: FactTable, change: Change, source: random.Random) -> Iterator[Hop]:

@@ -102,11 +102,25 @@ class Marks(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
+class Premise:
+    """A step that a question builds on, put to the unchanged model alone: its answer, and what that is."""
+
+    case: Case
+    reply: Reply
+    said: Class
+
+    @property
+    def passed(self) -> bool:
+        return self.said is Class.OLD
+
+
+@dataclass(frozen=True, slots=True)
 class Verdict:
     """A case, its two replies and their marks. `applies` is False where a premise fails: `note` says which.
 
     `margin_*` are differences of mean log-probabilities per token (nats): new minus old for an edit, best contrast
-    minus old for forgetting, old minus best contrast for what must stay; higher is what the case demands.
+    minus old for forgetting, old minus best contrast for what must stay; higher is what the case demands. `premises`
+    are the steps of the question, passed and failed: no metric counts them.
     """
 
     case: Case
@@ -119,6 +133,7 @@ class Verdict:
     margin_after: float | None = None
     applies: bool = True
     note: str = ""
+    premises: tuple[Premise, ...] = ()
 
     @property
     def passed(self) -> bool | None:

@@ -1,4 +1,4 @@
-"""All cases of an audit as one table, a row a verdict."""
+"""All cases of an audit as one table: a row a verdict, then a row a premise."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from editkit.files import atomic_path
-from probes.verdict import Marks
+from probes.verdict import Case, Marks, Premise
 from reports.present import encodable
 from reports.record import Audit, Judged
 
@@ -36,15 +36,38 @@ SCHEMA = pa.schema(
 
 
 def write_cases(audit: Audit, path: Path) -> None:
-    """Write the cases as Parquet with the columns of SCHEMA, in the order they were judged."""
-    rows = [_row(item) for item in audit.judged]
+    """Write the cases as Parquet with the columns of SCHEMA, in the order they were judged; premises come last.
+
+    A premise has `expect` "premise"; `passed` is whether the unchanged model got it right; what is "after" is null.
+    """
+    rows = [_row(item) for item in audit.judged] + [_premise(*each) for each in audit.premises()]
     with atomic_path(path) as temporary:
         pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), temporary, compression="zstd")
 
 
 def _row(item: Judged) -> dict[str, Any]:
-    verdict, case = item.verdict, item.verdict.case
-    row: dict[str, Any] = {
+    verdict = item.verdict
+    row = _asked(item, verdict.case) | {
+        "applies": verdict.applies,
+        "passed": verdict.passed,
+        "note": verdict.note or verdict.case.note,
+    }
+    return _storable_row(row | _side(item, "before") | _side(item, "after"))
+
+
+def _premise(item: Judged, premise: Premise) -> dict[str, Any]:
+    row = _asked(item, premise.case) | {
+        "expect": "premise",
+        "text_before": premise.reply.text,
+        "class_before": premise.said.value,
+        "logprob_before": json.dumps(premise.reply.logprob, sort_keys=True),
+        "passed": premise.passed,
+    }
+    return _storable_row(dict.fromkeys(SCHEMA.names) | row)
+
+
+def _asked(item: Judged, case: Case) -> dict[str, Any]:
+    return {
         "operator": item.operator,
         "task": item.task,
         "arm": item.arm,
@@ -58,11 +81,11 @@ def _row(item: Judged) -> dict[str, Any]:
         "old": list(case.old),
         "new": list(case.new),
         "contrast": list(case.contrast),
-        "applies": verdict.applies,
-        "passed": verdict.passed,
-        "note": verdict.note or case.note,
     }
-    return {name: _storable(value) for name, value in (row | _side(item, "before") | _side(item, "after")).items()}
+
+
+def _storable_row(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: _storable(value) for name, value in row.items()}
 
 
 def _side(item: Judged, side: str) -> dict[str, Any]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain, zip_longest
+from itertools import chain, islice, zip_longest
 from typing import TypeVar
 
 from editkit.data import DataError, FactBase
@@ -20,11 +21,17 @@ from reports.watch import Watch
 T = TypeVar("T")
 SAMPLE = 24  # facts asked of each relation that may be changed
 SAMPLE_OTHERS = 3  # and of each other relation
+UNRANKED_AFTER = 2  # facts that each stratum is given before the facts without a stratum have their turn
+NOT_KNOWN = "asked, and the base model does not answer it right"
 
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """The facts to change, the ids of all facts the base model answers right, and how many were passed over why."""
+    """The facts to change, the ids of all facts the base model answers right, and how many were passed over why.
+
+    Passed over are the facts that were asked, might have been changed, and are not known. A known fact that was not
+    needed is not passed over, nor is a fact that was not asked.
+    """
 
     entries: tuple[Entry, ...]
     known: frozenset[str]
@@ -46,7 +53,8 @@ def known_ids(
 
 def select(handle: ModelHandle, base: FactBase, spec: AuditSpec, store: ReplyStore, watch: Watch) -> Chosen:
     """The facts that the spec wants changed. Of a large data set no more facts are asked than are needed: first
-    `SAMPLE` of each relation (they serve as neighbours too), then more until enough are known."""
+    `SAMPLE` of each relation (they serve as neighbours too), then more until enough are known. A stratum of which none
+    of those asked is known has no changed fact: no more are asked for its sake, and the report shows the gap."""
     part, n, order = spec.facts, spec.most, in_order(base, spec)
     taken = set(order)
     others = spread([entry for entry in base.table.entries if entry not in taken], spec.seed)
@@ -82,21 +90,40 @@ def is_right(entry: Entry, text: str, lexicon: Sequence[str]) -> bool:
 
 
 def choose(base: FactBase, part: FactsPart, asked: Sequence[Entry], n: int | None, known: frozenset[str]) -> Chosen:
-    """The first `n` usable facts of those asked, or all. Raises DataError, with the number there is, where there are
-    fewer, or none."""
+    """`n` usable facts of those asked, or all, taken `evenly`. Raises DataError, with the number there is, where there
+    are fewer, or none."""
     usable = [e for e in asked if e.id in known] if part.known_only else list(asked)
-    if n is None and usable:
-        left = len(asked) - len(usable)
-        return Chosen(tuple(usable), known, {"the base model does not answer it right": left} if left else {})
-    n = n or 1
-    if n > len(usable):
+    wanted = len(usable) or 1 if n is None else n
+    if wanted > len(usable):
         which = "the base model answers right" if part.known_only else "there are"
         way_out = f"use --n {len(usable)}" if usable else "name other facts"
         more = ", or --all-facts to change facts it does not know too" if part.known_only else ""
-        raise DataError(f"asked for {n} facts of {base.name!r}, {which} {len(usable)} of {len(asked)}; {way_out}{more}")
-    last = asked.index(usable[n - 1]) + 1
-    passed_over = {"the base model does not answer it right": last - n} if last > n else {}
-    return Chosen(tuple(usable[:n]), known, passed_over)
+        raise DataError(
+            f"asked for {wanted} facts of {base.name!r}, {which} {len(usable)} of {len(asked)}; {way_out}{more}"
+        )
+    left = len(asked) - len(usable)
+    return Chosen(tuple(islice(evenly(usable), wanted)), known, {NOT_KNOWN: left} if left else {})
+
+
+def evenly(entries: Sequence[Entry]) -> Iterator[Entry]:
+    """All entries, each next one chosen by what came before it: first of the stratum that has fewest so far, then of
+    the relation that has fewest, then in the order given.
+
+    So every beginning is as even over strata as the entries allow. Those without a stratum, which show nothing about
+    popularity, wait until each stratum has `UNRANKED_AFTER` or no more to give; then they count as one stratum more.
+    """
+    groups: dict[tuple[str | None, str], list[tuple[int, Entry]]] = {}
+    for place, entry in reversed(list(enumerate(entries))):
+        groups.setdefault((entry.stratum, entry.relation), []).append((place, entry))
+    strata: Counter[str | None] = Counter({None: UNRANKED_AFTER})
+    relations: Counter[str] = Counter()
+    while groups:
+        key = min(groups, key=lambda group: (strata[group[0]], relations[group[1]], groups[group][-1][0]))
+        yield groups[key].pop()[1]
+        strata[key[0]] += 1
+        relations[key[1]] += 1
+        if not groups[key]:
+            del groups[key]
 
 
 def spread(entries: Sequence[Entry], seed: int) -> list[Entry]:

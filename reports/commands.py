@@ -150,7 +150,7 @@ def _training(watch: Watch) -> Any:
 
 def _passed_over(chosen: Chosen) -> Iterator[str]:
     for reason, number in chosen.passed_over.items():
-        yield f"{plural(number, 'fact')} passed over: {reason} (--all-facts changes them too)."
+        yield f"{plural(number, 'fact')} passed over: {reason} (with --all-facts they may be changed too)."
 
 
 def took(task: str, verdicts: Sequence[Verdict]) -> str:
@@ -195,15 +195,18 @@ def listed(task: str, spec: AuditSpec, watch: Watch) -> None:
     base = load(spec.facts.source)
     entries = in_order(base, spec)[: spec.number(spec.operators[0])]
     context = Context(spec.seed)
-    rows = [
-        (*_named(case.probe, case.variant), case.prompt)
+    cases = [
+        case
         for record in _records(task, base, spec, entries)
         for name in spec.probes
         for case in next(PROBES[name](record, context), [])
     ]
+    rows = [(*_named(case.probe, case.variant), case.prompt) for case in cases]
+    distinct = len({(case.group, case.prompt) for case in cases})
+    again = f", in {plural(len(cases), 'case')}" if distinct < len(cases) else ""
     table("Questions", ("probe", "variant", "prompt"), rows)
     note = "No model was asked: it may not know some of these facts, and which words are key words only it can tell."
-    out.print(Text(f"{plural(len(rows), 'question')}. {note} With --patch all are asked."), soft_wrap=True)
+    out.print(Text(f"{plural(distinct, 'question')}{again}. {note} With --patch all are asked."), soft_wrap=True)
 
 
 def _named(probe: str, variant: str) -> tuple[str, str]:

@@ -19,7 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 from probes.ask import Key
 from probes.estimate import Estimate, Ruling
 from probes.metrics import Row
-from probes.verdict import Reply, Verdict
+from probes.verdict import Premise, Reply, Verdict
 from reports.lines import RecordError, cut_torn_tail, damaged, finite, line_of, read_lines
 
 FORMAT = "editkit-audit/1"
@@ -73,6 +73,11 @@ class Judged:
     verdict: Verdict
 
 
+def questions_of(judged: Iterable[Judged]) -> int:
+    """How many questions these are: a prompt, asked about a fact in an arm, is one, however many probes judge it."""
+    return len({(j.operator, j.arm, j.verdict.case.group, j.verdict.case.prompt) for j in judged})
+
+
 @dataclass(frozen=True, slots=True)
 class Figure:
     """A metric's row and the arm it belongs to."""
@@ -119,6 +124,19 @@ class Audit:
     def arms(self) -> list[tuple[str, str, str]]:
         """(operator, task, arm) of all that was tried, in the order it was."""
         return list(dict.fromkeys((j.operator, j.task, j.arm) for j in self.judged))
+
+    def questions(self) -> int:
+        """How many questions were put to it before and after a change; two probes may judge the answer to one."""
+        return questions_of(self.judged)
+
+    def premises(self) -> list[tuple[Judged, Premise]]:
+        """The premises of the questions, each once a fact and arm, with the first verdict that builds on it."""
+        found: dict[tuple[str, str, str, str], tuple[Judged, Premise]] = {}
+        for item in self.judged:
+            for premise in item.verdict.premises:
+                key = (item.operator, item.arm, premise.case.group, premise.case.prompt)
+                found.setdefault(key, (item, premise))
+        return list(found.values())
 
     def ruling(self) -> Ruling:
         """Of the audit as a whole: one failed claim fails it, one undecided leaves it undecided."""

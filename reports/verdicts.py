@@ -18,6 +18,7 @@ def show_verdicts(audit: Audit, folder: Path) -> None:
     by_arm = sorted(audit.claims, key=lambda claim: arms.index((claim.operator, claim.arm)))
     table("Verdicts", ("change", "claim", "found", "verdict"), [_row(claim, audit) for claim in by_arm])
     out.print(Text.assemble("Taken together: ", ruling_text(audit.ruling())))
+    out.print(Text(f"Asked: {wording.asked_text(audit)}."))
     out.print(Text(clean(f"Report: {folder / 'report.html'}")), soft_wrap=True)
 
 

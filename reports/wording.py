@@ -44,6 +44,8 @@ _VARIANTS = {
     "plain": "as it stands",
     "composition": "two facts combined",
     "inverse": "asked the other way round",
+    "consequence": "what follows from the fact",
+    "premise": "a premise, a single step",
     "neighbour": "through a neighbour",
     "same relation": "same relation, another subject",
     "other relation": "another relation",
@@ -104,6 +106,13 @@ def counted(n: int, groups: int) -> str:
 
 def plural(n: int, word: str, many: str = "") -> str:
     return f"{n:,} {word if n == 1 else many or word + 's'}"
+
+
+def asked_text(audit: Audit) -> str:
+    """ "1,285 questions put before and after the change, judged as 1,425 cases"; as every report counts them."""
+    asked = f"{plural(audit.questions(), 'question')} put before and after the change"
+    twice = len(audit.judged) > audit.questions()
+    return f"{asked}, judged as {plural(len(audit.judged), 'case')}" if twice else asked
 
 
 def told(estimate: Estimate | None, *, signed: bool = False) -> str:

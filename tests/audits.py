@@ -8,7 +8,7 @@ from functools import cache
 
 from probes.estimate import Estimate, Ruling, decide, groups_needed
 from probes.metrics import Row, summarise
-from probes.verdict import Answer, Case, Class, Expect, Marks, Reply, Verdict
+from probes.verdict import Answer, Case, Class, Expect, Marks, Premise, Reply, Verdict
 from reports.record import Audit, Change, Claim, FactRow, Figure, Judged
 
 CAPITALS = [  # country, capital, target of the edit, currency, population
@@ -140,17 +140,29 @@ def _verdicts(arm: tuple[str, str, str], fact: FactRow, i: int, rng: random.Rand
     ]
     verdicts = [_moved(case, edit, rng, strength - 0.1 * (case.probe == "rephrase") * (1 + i % 4)) for case in cases]
     stressed = [
-        _case(fact, "keyword_emphasis", w, f"Mind CAPITAL. {fact.prompt}", edit, Expect.MOVES) for w in EMPHASIS
+        _case(
+            fact,
+            "keyword_emphasis",
+            w,
+            fact.prompt if w == "plain" else f"{w}: CAPITAL. {fact.prompt}",
+            edit,
+            Expect.MOVES,
+        )
+        for w in EMPHASIS
     ]
     verdicts += [_moved(case, edit, rng, 0.95 - 0.3 * case.variant.startswith("key:")) for case in stressed]
     hops = [
         _case(fact, "multi_hop", w, f"The money used in the land of {fact.object} is", edit)
         for w in ("two_hops", "inverse")
     ]
-    verdicts += [_moved(case, edit, rng, 0.35) for case in hops[: 1 + i % 2]]
+    known, unknown = (_premise(fact, said) for said in (Class.OLD, Class.HALLUCINATION))
+    verdicts += [dataclasses.replace(_moved(case, edit, rng, 0.35), premises=(known,)) for case in hops[: 1 + i % 2]]
     verdicts += [
         dataclasses.replace(
-            _moved(hops[-1], edit, rng, 0.5), applies=False, note="the model does not know the currency of Italy"
+            _moved(hops[-1], edit, rng, 0.5),
+            applies=False,
+            note="the model does not know the currency of Italy",
+            premises=(known, unknown),
         )
     ]
     verdicts += [_stayed(fact, j, probe, rng, strength) for probe in ("neighborhood", "popularity") for j in range(4)]
@@ -160,6 +172,12 @@ def _verdicts(arm: tuple[str, str, str], fact: FactRow, i: int, rng: random.Rand
 def _case(fact: FactRow, probe: str, variant: str, prompt: str, edit: bool, expect: Expect = Expect.HOLDS) -> Case:
     new = (fact.target_new or "",) if edit else ()
     return Case(probe, variant, prompt, expect, fact.id, (fact.object,), new, ("Berlin",), (), "capital", fact.stratum)
+
+
+def _premise(fact: FactRow, said: Class) -> Premise:
+    prompt = f"The {'capital' if said is Class.OLD else 'money'} of {fact.subject} is"
+    case = Case("multi_hop", "premise", prompt, Expect.UNCHANGED, fact.id, (fact.object,), base_only=True)
+    return Premise(case, Reply(f" {fact.object if said is Class.OLD else 'a mystery'}."), said)
 
 
 def _moved(case: Case, edit: bool, rng: random.Random, strength: float) -> Verdict:

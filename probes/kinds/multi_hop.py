@@ -1,22 +1,25 @@
 """Does what follows from the fact follow the change, and can what was forgotten be reached over other facts?
 
 For an edit the new consequence is wanted (portability; MQuAKE, Zhong et al. 2023, arXiv:2305.14795); for forgetting the
-answer must not be reached through neighbours, the inverse relation or two steps. The single hops are asked first. Where
-the unchanged model gets one of them wrong, what should follow from an edit cannot be told and the chain does not apply.
-A chain to a forgotten answer applies where the unchanged model reaches it, by whatever way: a failed hop is only noted.
+answer must not be reached through neighbours, the inverse relation or two steps, nor what follows from it. The single
+hops are asked first. Where the unchanged model gets one of them wrong, what should follow from an edit cannot be told
+and the chain does not apply. A chain to a forgotten answer applies where the unchanged model reaches it, by whatever
+way: a failed hop is only noted.
 The inverse question of a forgotten fact names the old object; no other question names its own answer or the new object.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
+from dataclasses import replace
 
 from editkit.facts import EditRecord, Hop, Question, Record
+from editkit.held_out import CONSEQUENCE
 from probes.framing import framed
 from probes.judge import class_of, judge, names
 from probes.kinds import PROBES, Context, Rounds
 from probes.kinds._cases import dice, lexicon_of, old_names, sample_of
-from probes.verdict import Answer, Case, Class, Expect, Verdict
+from probes.verdict import Answer, Case, Expect, Premise, Verdict
 
 PROBE = "multi_hop"
 
@@ -28,14 +31,14 @@ def multi_hop(record: Record, context: Context) -> Rounds:
     if not hops:
         return []
     premises = {question.prompt: question for hop in hops for question in hop.premises}
-    failed: dict[str, str] = {}
+    heard: dict[str, Premise] = {}
     if premises:
         cases = [_premise(record, question) for question in premises.values()]
         replies = yield cases
-        failed = dict(_failures(cases, premises.values(), replies))
+        heard = dict(zip(premises, map(_heard, cases, replies), strict=True))
     asked = [_case(record, context, hop) for hop in hops]
     answers = yield asked
-    return [_verdict(*each, failed) for each in zip(hops, asked, answers, strict=True)]
+    return [_verdict(*each, heard) for each in zip(hops, asked, answers, strict=True)]
 
 
 def _askable(record: Record) -> list[Hop]:
@@ -71,12 +74,8 @@ def _premise(record: Record, question: Question) -> Case:
     )
 
 
-def _failures(cases: list[Case], questions: Iterable[Question], answers: list[Answer]) -> Iterator[tuple[str, str]]:
-    """The prompts of premises that the unchanged model gets wrong, each with what is to be said of it."""
-    for case, question, answer in zip(cases, questions, answers, strict=True):
-        if class_of(case, answer.before) is not Class.OLD:
-            said = answer.before.text or "nothing"
-            yield question.prompt, f"premise {question.prompt!r} fails: {said!r} instead of {question.answer!r}"
+def _heard(case: Case, answer: Answer) -> Premise:
+    return Premise(case, answer.before, class_of(case, answer.before))
 
 
 def _case(record: Record, context: Context, hop: Hop) -> Case:
@@ -97,15 +96,24 @@ def _case(record: Record, context: Context, hop: Hop) -> Case:
 
 
 def _contrast(record: Record, context: Context, hop: Hop) -> tuple[str, ...]:
-    """Objects like the one that must not be reached: of the range, or, where a subject is asked for, other subjects."""
-    if hop.question.answer in old_names(record):
+    """Objects like the one that must not be reached: of the range; where a subject is asked for, other subjects; where
+    a consequence is, what is known of its relation, which may be nothing."""
+    if hop.kind == CONSEQUENCE:
+        pool = lexicon_of(record, hop.question.relation)
+    elif hop.question.answer in old_names(record):
         pool = record.held_out.range
     else:
         pool = tuple(q.subject for q in record.held_out.neighborhood if q.relation == record.fact.relation)
     return sample_of(pool, _old(hop), dice(context, record, "contrast"))
 
 
-def _verdict(hop: Hop, case: Case, answer: Answer, failed: Mapping[str, str]) -> Verdict:
-    notes = [failed[question.prompt] for question in hop.premises if question.prompt in failed]
+def _verdict(hop: Hop, case: Case, answer: Answer, heard: Mapping[str, Premise]) -> Verdict:
+    premises = {question.prompt: (question, heard[question.prompt]) for question in hop.premises}.values()
+    notes = [
+        f"premise {question.prompt!r} fails: {premise.reply.text or 'nothing'!r} instead of {question.answer!r}"
+        for question, premise in premises
+        if not premise.passed
+    ]
     excluded = bool(notes and case.new)
-    return judge(case, answer, applies=not excluded, note="; ".join(notes))
+    verdict = judge(case, answer, applies=not excluded, note="; ".join(notes))
+    return replace(verdict, premises=tuple(premise for _, premise in premises))

@@ -1,4 +1,8 @@
-"""How the metrics read one verdict: 1.0, 0.0, or None where it does not count."""
+"""How the metrics read one verdict: 1.0, 0.0, or None where it does not count.
+
+A degenerate text is no success under any protocol, whatever its probabilities say: a share of successes counts it as a
+failure, a share of failures (`unless_babble`) does not count it. How often it comes is told by `degeneration`.
+"""
 
 from __future__ import annotations
 
@@ -25,22 +29,27 @@ def is_class(verdict: Verdict, side: Side, wanted: Class) -> float:
     return float(answer_class(verdict, side) is wanted)
 
 
+def is_babble(verdict: Verdict, side: Side) -> bool:
+    return answer_class(verdict, side) is Class.DEGENERATE
+
+
 def contrast(verdict: Verdict, side: Side) -> float | None:
-    """Does the probability contrast give what the case expects."""
-    mark = marks(verdict, side).contrast
-    return None if mark is None else float(mark)
+    """Does the probability contrast give what the case expects, and is the answer written then a text."""
+    return _success(marks(verdict, side).contrast, verdict, side)
 
 
 def argmax(verdict: Verdict, side: Side) -> float | None:
-    """Do the most likely tokens under teacher forcing give what the case expects."""
-    mark = marks(verdict, side).argmax
-    return None if mark is None else float(mark)
+    """Do the most likely tokens under teacher forcing give what the case expects, and is the answer a text."""
+    return _success(marks(verdict, side).argmax, verdict, side)
 
 
 def generation(verdict: Verdict, side: Side) -> float | None:
-    """Does the generated answer give what the case expects; degenerate text never does, whatever the mark."""
-    mark = marks(verdict, side).generation
-    return None if mark is None else float(mark and answer_class(verdict, side) is not Class.DEGENERATE)
+    """Does the generated answer give what the case expects."""
+    return _success(marks(verdict, side).generation, verdict, side)
+
+
+def _success(mark: bool | None, verdict: Verdict, side: Side) -> float | None:
+    return None if mark is None else float(mark and not is_babble(verdict, side))
 
 
 def kept(protocol: Protocol, verdict: Verdict, side: Side) -> float | None:
@@ -50,7 +59,7 @@ def kept(protocol: Protocol, verdict: Verdict, side: Side) -> float | None:
 
 def unless_babble(verdict: Verdict, side: Side, share: float) -> float | None:
     """The share, None where the text is degenerate: that the old answer is missing from babble is no success."""
-    return None if answer_class(verdict, side) is Class.DEGENERATE else share
+    return None if is_babble(verdict, side) else share
 
 
 def harmonic(*shares: Array) -> Array:

@@ -30,7 +30,8 @@ class Metric:
     float | None`; "combined" `(*shares) -> share` of arrays that broadcast, one for each metric in `of`, or, with
     `across_strata`, one for each popularity stratum of the single metric in `of`. None or NaN: does not count.
     `probes` are the probes it reads (empty: every one); `baseline` is False where the unchanged model's value is given
-    by definition, so that only the changed model's is told.
+    by definition, so that only the changed model's is told. `whatever_applies` metrics read cases too whose premise
+    fails, since their question does not rest on it.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Metric:
     of: tuple[Metric, ...] = ()
     across_strata: bool = False
     baseline: bool = True
+    whatever_applies: bool = False
 
     def __post_init__(self) -> None:
         if self.unit not in UNITS:
@@ -75,9 +77,24 @@ class Reading:
         return self.before if side == "before" else self.after
 
 
+def questions(metric: Metric, verdicts: Sequence[Verdict]) -> list[tuple[int, Verdict]]:
+    """The verdicts that a metric reads, each with its position.
+
+    Probes may ask the same prompt (the plain wording of the emphasis is the rewrite's): a metric that reads them all
+    gets each prompt about a fact once, from a case that applies if there is one.
+    """
+    numbered = [(i, v) for i, v in enumerate(verdicts) if metric.reads(v)]
+    if metric.probes:
+        return numbered
+    once: dict[tuple[str, str], tuple[int, Verdict]] = {}
+    for i, v in sorted(numbered, key=lambda each: (not each[1].applies, each[1].case.probe, each[1].case.variant)):
+        once.setdefault((v.case.group, v.case.prompt), (i, v))
+    return sorted(once.values(), key=lambda each: each[0])
+
+
 def readings(metric: Metric, verdicts: Sequence[Verdict]) -> list[Reading]:
-    """The readings of a "case" or "group" metric; verdicts that do not apply are not read."""
-    numbered = [(i, v) for i, v in enumerate(verdicts) if v.applies and metric.reads(v)]
+    """The readings of a "case" or "group" metric; verdicts that do not apply are not read, unless it says so."""
+    numbered = [(i, v) for i, v in questions(metric, verdicts) if v.applies or metric.whatever_applies]
     if metric.kind == "case":
         return [
             Reading(v.case.group, metric.compute(v, "before"), metric.compute(v, "after"), (i,)) for i, v in numbered
@@ -101,11 +118,17 @@ def _file(function: Callable[..., Any], **fields: Any) -> Metric:
 
 
 def per_case(
-    task: Task, probes: Iterable[str], *, better: str, unit: str = "share", baseline: bool = True
+    task: Task,
+    probes: Iterable[str],
+    *,
+    better: str,
+    unit: str = "share",
+    baseline: bool = True,
+    whatever_applies: bool = False,
 ) -> Callable[[Callable[[Verdict, Side], float | None]], Metric]:
     """File a function of one verdict as a metric: the mean over cases, clustered by fact."""
     fields = dict(task=task, probes=tuple(probes), better=better, unit=unit, baseline=baseline)
-    return lambda function: _file(function, kind="case", **fields)
+    return lambda function: _file(function, kind="case", whatever_applies=whatever_applies, **fields)
 
 
 def per_group(

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from probes.estimate import LEVEL, Array, Estimate, bootstrap, holm, mean, paired_difference, paired_p, proportion
-from probes.metrics._metric import METRICS, Metric, Reading, Side, Task, readings
+from probes.metrics._metric import METRICS, Metric, Reading, Side, Task, questions, readings
 from probes.verdict import Verdict
 
 OWN_SUBJECT = ("rewrite", "rephrase")  # probes whose cases are about the changed fact itself
@@ -22,7 +22,8 @@ class Row:
     `before` is None where the unchanged model has no value of its own; `difference` is after - before over the cases
     that have both, `p` its paired test (None for combined metrics), `p_holm` the same adjusted for the number of
     metrics tested on that cut (Holm 1979). `skipped` counts the cases of the metric's probes
-    that did not count: a premise failed, or the protocol or the metric does not apply to them.
+    that did not count: a premise failed, or the protocol or the metric does not apply to them; not those that ask the
+    question of another case again.
     """
 
     metric: str
@@ -102,7 +103,7 @@ def _cuts(metric: Metric, verdicts: Sequence[Verdict], strata: Mapping[str, str]
 def _row(metric: Metric, cut: _Cut, level: float, seed: int, everywhere: bool = False) -> Row:
     parts = _parts(metric, cut)
     counted = {i for part in parts for reading in part if reading.after is not None for i in reading.cases}
-    skipped = sum(metric.reads(verdict) for verdict in cut.verdicts) - len(counted)
+    skipped = len({i for i, _ in questions(metric, cut.verdicts)} - counted)
     paired = metric.baseline or everywhere
     if metric.kind == "combined":
         numbers = _combined(metric, parts, level, seed, paired)

@@ -1,7 +1,9 @@
 """Does an edit take, reach other wordings and consequences, and leave the neighbours alone.
 
 Three protocols stand side by side: `_success` by probability (p(new) > p(old), as in CounterFact; Meng et al. 2022,
-arXiv:2202.05262), `_accuracy` by the most likely tokens under teacher forcing, `_generation` by the greedy text.
+arXiv:2202.05262), `_accuracy` by the most likely tokens under teacher forcing, `_generation` by the greedy text. Unlike
+CounterFact's, none of the three counts a question as a success at which the model writes degenerate text, however
+likely the new object is; where lower is better such a question does not count.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 from probes.estimate import Array
-from probes.metrics._marks import argmax, contrast, generation, harmonic, is_class, kept, unless_babble
+from probes.metrics._marks import argmax, contrast, generation, harmonic, is_babble, is_class, kept, unless_babble
 from probes.metrics._metric import Side, combined, per_case
 from probes.verdict import Class, Verdict
 
@@ -34,8 +36,12 @@ def efficacy_generation(verdict: Verdict, side: Side) -> float | None:
 
 @per_case("edit", ["rewrite"], better="higher", unit="nats")
 def efficacy_magnitude(verdict: Verdict, side: Side) -> float | None:
-    """At the edit's own prompt, how far is the new object ahead of the old one in log-probability per token?"""
-    return verdict.margin_before if side == "before" else verdict.margin_after
+    """At the edit's own prompt, how far is the new object ahead of the old one in log-probability per token?
+
+    Where the model writes degenerate text it is ahead by nothing: a lead counts as 0, a lag as it is.
+    """
+    margin = verdict.margin_before if side == "before" else verdict.margin_after
+    return min(margin, 0.0) if margin is not None and is_babble(verdict, side) else margin
 
 
 @per_case("edit", ["rephrase"], better="higher")
@@ -115,6 +121,7 @@ def reversion(verdict: Verdict, side: Side) -> float | None:
     """When the question is reworded or its key words are stressed, how often does the old object come back?
 
     Of the keyword-emphasis cases only those with stressed key words count, not the plain wording or the controls.
+    Degenerate text does not count: it shows neither that the old object is gone nor that it is back.
     """
     if verdict.case.probe == "keyword_emphasis" and not verdict.case.variant.startswith("key:"):
         return None
@@ -126,8 +133,10 @@ def popularity_gap(*strata: Array) -> Array:
     """How far apart are the best and the worst popularity stratum in generalization?
 
     The largest minus the smallest of several noisy shares is above 0 even where all strata are alike, the more so the
-    fewer facts a stratum has: read the strata's own intervals beside it. Needs two strata.
+    fewer facts a stratum has: read the strata's own intervals beside it. Needs two strata, and one of them in which the
+    edit generalizes at all: strata that fail alike, by degenerate text or otherwise, are no small gap.
     """
     if len(strata) < 2:
         return np.asarray(np.nan)
-    return np.max(strata, axis=0) - np.min(strata, axis=0)
+    best = np.max(strata, axis=0)
+    return np.where(best > 0, best - np.min(strata, axis=0), np.nan)

@@ -1,8 +1,8 @@
 """Is what should be forgotten gone, from every side, and is the rest still there.
 
 Only questions count to which the unchanged model gives the answer: what it does not say cannot be forgotten. So the
-unchanged model's share is 1 (or 0) by definition and is not told. Degenerate text is no success: where higher is
-better it counts as a failure, where lower is better it does not count.
+unchanged model's share is 1 (or 0) by definition and is not told. Degenerate text is no success, by probability
+neither: where higher is better it counts as a failure, where lower is better it does not count.
 """
 
 from __future__ import annotations
@@ -21,7 +21,10 @@ def forget_accuracy(verdict: Verdict, side: Side) -> float | None:
 
 @per_case("unlearn", ["rewrite"], better="higher")
 def forget_efficacy_success(verdict: Verdict, side: Side) -> float | None:
-    """At the forgotten fact's own prompt, how often is another object of its range likelier than the answer?"""
+    """At the forgotten fact's own prompt, how often is another object of its range likelier than the answer?
+
+    A question at which the model writes degenerate text is a failure, here and below.
+    """
     return contrast(verdict, side)
 
 
@@ -90,8 +93,11 @@ def leakage(verdict: Verdict, side: Side) -> float | None:
 
 @per_case("unlearn", ["rewrite", "rephrase"], better="lower", baseline=False)
 def hallucination(verdict: Verdict, side: Side) -> float | None:
-    """Asked for what is forgotten, how often does the model name another entity in its place?"""
-    return is_class(verdict, side, Class.HALLUCINATION)
+    """Asked for what is forgotten, how often does the model name another entity in its place?
+
+    Of the answers that are a text: a model may not buy fewer hallucinations with babble.
+    """
+    return unless_babble(verdict, side, is_class(verdict, side, Class.HALLUCINATION))
 
 
 @per_case("unlearn", ["rewrite", "rephrase"], better="higher", baseline=False)

@@ -40,7 +40,12 @@ def render(document: Document, audit: Audit) -> str:
         "claims": [_claim(claim, audit) for claim in audit.claims],
         "figures": [_figure(figure) for figure in audit.figures],
         "metrics": {name: _metric(name) for name in sorted({figure.row.metric for figure in audit.figures})},
-        "cases": {"number": len(audit.judged), "file": "cases.parquet"},
+        "cases": {
+            "number": len(audit.judged),
+            "questions": audit.questions(),
+            "premises": len(audit.premises()),
+            "file": "cases.parquet",
+        },
         "notes": audit.notes,
         "sections": [_section(section) for section in document.sections],
     }

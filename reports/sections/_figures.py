@@ -42,7 +42,8 @@ def arms(audit: Audit) -> list[tuple[str, str, str]]:
 
 def level_of(audit: Audit) -> float:
     """The level of the intervals; they all have the same."""
-    return next((figure.row.after.level for figure in audit.figures), LEVEL)
+    told_of = [figure.row.after for figure in audit.figures] + [claim.estimate for claim in audit.claims]
+    return next((estimate.level for estimate in told_of), LEVEL)
 
 
 def overall(audit: Audit, wanted: Callable[[str], bool] = lambda _: True) -> list[Figure]:

@@ -11,24 +11,32 @@ from probes.estimate import Estimate, proportion
 from probes.verdict import Class, Expect, Verdict
 from reports.document import Exchange
 from reports.present import present
-from reports.record import Audit, FactRow
-from reports.wording import CLASSES, arm_title, probe_title, told, variant_title
+from reports.record import Audit, FactRow, Judged
+from reports.sections._figures import level_of
+from reports.wording import CLASSES, arm_title, counted, probe_title, told, variant_title
 
 _SAY = {
-    "rewrite": "asked with its own prompt",
+    "rewrite": "never took at the fact's own prompt",
     "rephrase": "asked in other words",
     "keyword_emphasis": "asked with key words stressed",
     "multi_hop": "asked through a related question",
     "neighborhood": "asked for a neighbour",
     "popularity": "asked for another fact of the relation",
 }
+OWN = "rewrite"  # the probe that asks for a fact at its own prompt
+_STRESSED, _RANDOM = "keyword_emphasis", "control:random_words:"
 _SHORT = 80  # characters of a name in a sentence
+Whose = tuple[str, str, str]  # operator, arm, fact
 Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """One way in which a change breaks: an arm and a probe, how often, and the cases."""
+    """One way in which a change breaks: an arm and a probe, how often, and the cases.
+
+    `unknown` facts among those counted have no verdict at their own prompt: whether the change took there is not known.
+    `control` is the share for random words in the place of key words.
+    """
 
     operator: str
     task: str
@@ -36,6 +44,8 @@ class Way:
     probe: str
     share: Estimate
     broken: tuple[Verdict, ...]
+    unknown: int = 0
+    control: Estimate | None = None
 
     @property
     def title(self) -> str:
@@ -46,36 +56,90 @@ def broke(verdict: Verdict) -> bool | None:
     """Whether the written answer is not what the case demands; None where the case does not count.
 
     What must stay counts only if it was right before; a stressed question breaks the change if the old answer comes, or
-    babble. Controls do not count: they are there to be compared with.
+    babble. Controls and the plain prompt beside stressed ones do not count: they are there to be compared with.
     """
     if not verdict.applies or verdict.case.variant.startswith("control:"):
         return None
     if verdict.case.expect is Expect.UNCHANGED:
         return None if verdict.before.generation is not True else verdict.after.generation is False
     if verdict.case.expect is Expect.MOVES:
-        return verdict.class_after in (Class.OLD, Class.DEGENERATE)
+        return None if verdict.case.variant == "plain" else _moved_back(verdict)
     return None if verdict.after.generation is None else not verdict.after.generation
+
+
+def _moved_back(verdict: Verdict) -> bool:
+    return verdict.class_after in (Class.OLD, Class.DEGENERATE)
+
+
+def took(audit: Audit) -> dict[Whose, bool]:
+    """Whether the change shows at the fact's own prompt; no entry where that was not asked or does not count."""
+    found: dict[Whose, bool] = {}
+    for item in audit.judged:
+        if item.verdict.case.probe == OWN and (bad := broke(item.verdict)) is not None:
+            found[_whose(item)] = found.get(_whose(item), True) and not bad
+    return found
+
+
+def _whose(item: Judged) -> Whose:
+    return item.operator, item.arm, item.verdict.case.group
+
+
+def asks_again(verdict: Verdict) -> bool:
+    """Whether the case asks for the changed fact, or what follows from it, in another way than its own prompt."""
+    return verdict.case.expect is not Expect.UNCHANGED and verdict.case.probe != OWN
+
+
+def weighed(audit: Audit) -> list[tuple[Judged, bool | None]]:
+    """Every case with whether it breaks the change, None where it does not count.
+
+    As `broke`, but what never took at the fact's own prompt breaks there and in no other way of asking for it.
+    """
+    known = took(audit)
+    gone = {whose for whose, shows in known.items() if not shows}
+    return [
+        (item, None if asks_again(item.verdict) and _whose(item) in gone else broke(item.verdict))
+        for item in audit.judged
+    ]
 
 
 def ways(audit: Audit) -> list[Way]:
     """All ways in which something breaks, worst first: by the lower end of the share of cases, then by the share."""
-    cells: dict[tuple[str, str, str, str], list[Verdict]] = {}
+    cells: dict[tuple[str, str, str, str], list[tuple[Verdict, bool]]] = {}
     seen: set[tuple[str, str, str, str]] = set()
     sizes = Counter(item.verdict.case.probe for item in audit.judged)
-    for item in sorted(audit.judged, key=lambda item: -sizes[item.verdict.case.probe]):
+    for item, bad in sorted(weighed(audit), key=lambda pair: -sizes[pair[0].verdict.case.probe]):
         case = item.verdict.case
         asked = (item.operator, item.arm, case.group, case.prompt)
-        if asked not in seen:  # a question that two probes ask breaks once, by the probe that asks more
+        if bad is not None and asked not in seen:  # what two probes ask breaks once, by the probe that asks more
             seen.add(asked)
-            cells.setdefault((item.operator, item.task, item.arm, case.probe), []).append(item.verdict)
-    found = [_way(key, verdicts) for key, verdicts in cells.items()]
+            cells.setdefault((item.operator, item.task, item.arm, case.probe), []).append((item.verdict, bad))
+    known = took(audit)
+    found = [_way(audit, key, cases, known) for key, cases in cells.items()]
     return sorted((way for way in found if way.broken), key=_severity)
 
 
-def _way(key: tuple[str, str, str, str], verdicts: Sequence[Verdict]) -> Way:
-    counted = [(verdict, bool(broke(verdict))) for verdict in verdicts if broke(verdict) is not None]
-    share = proportion([float(bad) for _, bad in counted], [verdict.case.group for verdict, _ in counted])
-    return Way(*key, share, tuple(verdict for verdict, bad in counted if bad))
+def _way(
+    audit: Audit, key: tuple[str, str, str, str], cases: Sequence[tuple[Verdict, bool]], known: dict[Whose, bool]
+) -> Way:
+    operator, _, arm, probe = key
+    groups = [verdict.case.group for verdict, _ in cases]
+    again = {verdict.case.group for verdict, _ in cases if asks_again(verdict)}
+    return Way(
+        *key,
+        proportion([float(bad) for _, bad in cases], groups, level_of(audit)),
+        tuple(verdict for verdict, bad in cases if bad),
+        sum((operator, arm, group) not in known for group in again),
+        _with_random_words(audit, operator, arm, set(groups)) if probe == _STRESSED else None,
+    )
+
+
+def _with_random_words(audit: Audit, operator: str, arm: str, facts: set[str]) -> Estimate | None:
+    """The share that the same facts break by, asked with random words stressed instead of key words."""
+    cell = (item.verdict for item in audit.judged if (item.operator, item.arm) == (operator, arm))
+    asked = [v for v in cell if v.case.group in facts and v.case.variant.startswith(_RANDOM) and v.applies]
+    if not asked:
+        return None
+    return proportion([float(_moved_back(v)) for v in asked], [v.case.group for v in asked], level_of(audit))
 
 
 def _severity(way: Way) -> tuple[float, float, str]:
@@ -83,19 +147,10 @@ def _severity(way: Way) -> tuple[float, float, str]:
 
 
 def worst(audit: Audit, n: int = 3) -> list[Way]:
-    """The worst ways, each by a probe of its own and an operator of its own where there are enough of them."""
-    ranked, chosen = ways(audit), []
-    seen = (
-        lambda way: any(way.probe == other.probe or way.operator == other.operator for other in chosen),
-        lambda way: any(way.probe == other.probe for other in chosen),
-        lambda way: any((way.operator, way.probe) == (other.operator, other.probe) for other in chosen),
-        lambda way: way in chosen,
-    )
-    for known in seen:
-        for way in ranked:
-            if len(chosen) < n and not known(way):
-                chosen.append(way)
-    return sorted(chosen, key=_severity)
+    """The worst way of each probe, and of these the worst; filled up with the next worst where fewer probes break."""
+    ranked = ways(audit)
+    best = firsts(ranked, lambda way: way.probe)
+    return sorted((best + [way for way in ranked if way not in best])[:n], key=_severity)
 
 
 def telling(verdicts: Iterable[Verdict]) -> list[Verdict]:
@@ -154,10 +209,33 @@ def _example(way: Way, verdict: Verdict, facts: dict[str, FactRow]) -> Exchange:
     sentences = (
         changed_fact(verdict, way.task, facts),
         unknown_before(verdict),
-        f"Kind of question: {variant_title(verdict.case.variant)}.",
-        f"Share that breaks: {told(way.share)}. Answers that do: {answers}.",
+        f"Kind of question: {variant_title(verdict.case.variant)}." if way.probe != OWN else "",
+        _share(way, verdict),
+        _beside(way),
+        f"Answers that do: {answers}.",
     )
     return exchange(verdict, way.title, " ".join(sentence for sentence in sentences if sentence))
+
+
+def _share(way: Way, verdict: Verdict) -> str:
+    """How often, and of which facts: what never took is not asked again."""
+    if not asks_again(verdict):
+        return f"Share that breaks: {told(way.share)}."
+    if not way.unknown:
+        return f"Share that breaks, where the change took at the fact's own prompt: {told(way.share)}."
+    all_of_them = way.unknown == way.share.groups
+    whose = "it" if all_of_them else f"for {way.unknown} of them it"
+    return f"Share that breaks: {told(way.share)}; {whose} is not known whether the change took at their own prompt."
+
+
+def _beside(way: Way) -> str:
+    """What the controls of stressed key words do. The number of cases is said where it is another one."""
+    if way.control is None:
+        return ""
+    same = (way.control.n, way.control.groups) == (way.share.n, way.share.groups)
+    share = told(way.control).removesuffix(f", {counted(way.share.n, way.share.groups)}") if same else told(way.control)
+    as_much = (way.control.value or 0.0) >= (way.share.value or 0.0)
+    return f"With random words instead: {share}{', which is no less' if as_much else ''}."
 
 
 def unknown_before(verdict: Verdict) -> str:

@@ -56,6 +56,7 @@ def _not_shown(audit: Audit) -> list[str]:
         *_newly_said(audit),
         *_knife_edge(audit),
         *_many(audit),
+        *_judged_twice(audit),
         *audit.notes,
     ]
     return texts
@@ -77,7 +78,7 @@ def _bounds(audit: Audit) -> list[str]:
 
 def _found(leaks: list[Figure]) -> str:
     if any(f.row.after.value for f in leaks):
-        return "the forgotten answer was extracted"
+        return "the forgotten answer, or what follows from it, was still given"
     known = [f.row.after for f in leaks if f.row.after.high is not None]
     if not known:
         return "no extraction found, with no bound on what was missed,"
@@ -90,7 +91,11 @@ def _newly_said(audit: Audit) -> list[str]:
     texts = []
     for operator, task, arm in arms(audit):
         own = [item.verdict for item in audit.judged if (item.operator, item.arm) == (operator, arm)]
-        new = [v for v in own if v.class_before is not Class.OLD and v.class_after is Class.OLD and not v.applies]
+        new = {
+            (v.case.group, v.case.prompt)
+            for v in own
+            if v.class_before is not Class.OLD and v.class_after is Class.OLD and not v.applies
+        }
         if task == "unlearn" and new:
             drew = plural(len(new), "question draws", "questions draw")
             texts.append(
@@ -109,6 +114,19 @@ def _many(audit: Audit) -> list[str]:
         f"{plural(len(audit.claims), 'claim')} and {plural(tests, 'paired test')} stand side by side, each at a level "
         "of its own: where there are many, some lie beyond their bar by chance. The p values are adjusted for the "
         "number of metrics tested on the same cases (Holm), the claims are not adjusted."
+    ]
+
+
+def _judged_twice(audit: Audit) -> list[str]:
+    """One answer may be judged by two probes, and count in the numbers of both."""
+    again = len(audit.judged) - audit.questions()
+    if not again:
+        return []
+    repeat = "repeats" if again == 1 else "repeat"
+    return [
+        f"{again:,} of {plural(len(audit.judged), 'judged case')} {repeat} the prompt of another case of the same fact "
+        "and change: there one answer is judged by two probes and counts in the numbers of both. Questions are told as "
+        "what was asked, cases as what was judged."
     ]
 
 

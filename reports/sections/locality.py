@@ -5,10 +5,10 @@ from __future__ import annotations
 from probes.estimate import proportion
 from probes.verdict import Expect, Verdict
 from reports.document import Block, Exchanges, Heading, Section, Table, Text
-from reports.record import Audit, Figure
+from reports.record import Audit, Figure, questions_of
 from reports.sections import SECTIONS
 from reports.sections._charts import intervals, points_of
-from reports.sections._figures import HEADLINE, arms, figure_table, overall, questions, reads_only
+from reports.sections._figures import HEADLINE, arms, figure_table, level_of, overall, questions, reads_only
 from reports.sections._verdicts import broke, changed_fact, exchange, facts_by_id, firsts, telling
 from reports.wording import arm_title, metric_title, plural, probe_title, told
 
@@ -50,7 +50,8 @@ def _damage(audit: Audit) -> Table:
         for probe in dict.fromkeys(verdict.case.probe for verdict in stay):
             own = [v for v in stay if v.case.probe == probe]
             right = [v for v in own if broke(v) is not None]
-            lost = proportion([float(bool(broke(v))) for v in right], [v.case.group for v in right])
+            groups = [v.case.group for v in right]
+            lost = proportion([float(bool(broke(v))) for v in right], groups, level_of(audit))
             rows.append((arm_title(operator, arm), probe_title(probe), str(len(own)), str(len(right)), told(lost)))
     columns = ("Change", "Asked about", "Asked", "Right before", "Of these wrong after")
     return Table("What was right and is not any more", columns, tuple(rows), numeric=(2, 3, 4))
@@ -68,8 +69,8 @@ def _examples(audit: Audit) -> list[Block]:
     shown = tuple(exchange(v, title, changed_fact(v, task, facts)) for title, task, v in once)
     if shown:
         return [Heading("What was lost, for example"), Exchanges(shown)]
-    right = sum(item.verdict.case.expect is Expect.UNCHANGED for item in audit.judged)
-    return [Text(f"No damage was found by {plural(right, 'question')} about what should stay.")]
+    stay = questions_of(item for item in audit.judged if item.verdict.case.expect is Expect.UNCHANGED)
+    return [Text(f"No damage was found by {plural(stay, 'question')} about what should stay.")]
 
 
 _INTRODUCTION = (

@@ -10,11 +10,12 @@ from reports.document import Banner, Block, Cards, Details, Exchanges, Heading, 
 from reports.record import Audit, Claim
 from reports.sections import SECTIONS
 from reports.sections._figures import arms, interval_note, level_of
-from reports.sections._verdicts import Way, examples, facts_by_id, named_fact, worst
+from reports.sections._verdicts import Way, examples, facts_by_id, named_fact, took, worst
 from reports.wording import (
     ARMS_EXPLAINED,
     TONES,
     arm_title,
+    asked_text,
     demand,
     level_text,
     metric_question,
@@ -51,8 +52,7 @@ def _sentence(audit: Audit) -> str:
     if not audit.changes and not audit.judged:
         return "Nothing was changed and nothing was asked, so there is nothing to say."
     model = audit.model.get("name") or "an unnamed model"
-    asked = f"{plural(len(audit.judged), 'question')} put to it before and after the change"
-    return f"{_tally(audit)} The model is {model}, with {asked}."
+    return f"{_tally(audit)} The model is {model}, with {asked_text(audit)}."
 
 
 def _tally(audit: Audit) -> str:
@@ -140,12 +140,31 @@ def _claims(audit: Audit) -> list[Block]:
 
 
 def _worst(audit: Audit, ways: list[Way]) -> list[Block]:
-    title = {1: "The worst way in which it breaks"}.get(len(ways), f"The {_WORDS[len(ways)]} worst ways it breaks")
     if ways:
-        return [Heading(title, 3), Exchanges(tuple(examples(ways, facts_by_id(audit))))]
+        shown = Exchanges(tuple(examples(ways, facts_by_id(audit))))
+        return [Heading(_worst_title(ways), 3), Text(_worst_note(audit), "note"), shown]
     if not audit.judged:
         return []
     return [Text("No way to break it was found by the questions that were asked.", "good")]
+
+
+def _worst_title(ways: list[Way]) -> str:
+    if len(ways) == 1:
+        return "The worst way in which it breaks"
+    apart = len({way.probe for way in ways}) == len(ways)
+    return f"The {_WORDS[len(ways)]} worst ways it breaks{', each by another kind of question' if apart else ''}"
+
+
+def _worst_note(audit: Audit) -> str:
+    never = (
+        "A fact whose change never took at its own prompt counts as broken there, and in no other way of asking for it."
+        if took(audit)
+        else "Whether a change took at the fact's own prompt was not asked, so all facts count."
+    )
+    return (
+        "For each kind of question, the change that it breaks most. Ranked by the share of cases that break, at the "
+        f"low end of its interval: a share of few cases may be high by chance. {never}"
+    )
 
 
 _WORDS = ("", "", "two", "three")
@@ -180,6 +199,7 @@ def _data(audit: Audit, ways: list[Way]) -> dict[str, object]:
     return {
         "ruling": audit.ruling().value,
         "level": level_text(level_of(audit)),
+        "asked": asked_text(audit),
         "claims": [_claim_data(claim, audit) for claim in audit.claims],
         "worst": [
             {
@@ -188,6 +208,8 @@ def _data(audit: Audit, ways: list[Way]) -> dict[str, object]:
                 "probe": way.probe,
                 "asked": probe_title(way.probe),
                 "broken": told(way.share),
+                "facts_not_known_to_have_taken": way.unknown,
+                "with_random_words": told(way.control) if way.control else None,
                 "prompt": example.prompt,
                 "before": example.before,
                 "after": example.after,

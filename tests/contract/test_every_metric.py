@@ -5,9 +5,11 @@ from dataclasses import replace
 
 import pytest
 
+from probes.estimate import Ruling, decide
 from probes.kinds import PROBES as KINDS
 from probes.metrics import METRICS, UNITS, readings, summarise, value
 from probes.verdict import Answer, Case, Class, Expect, Marks, Reply, Verdict
+from reports.spec import default_claims
 
 EMPHASIS = ("key", "control:random_words", "control:template_only")
 PROBES = {name: ["typo", "question"] for name in KINDS.names()} | {
@@ -23,7 +25,9 @@ def some_verdicts(seed, facts=7):
 
     return [
         Verdict(
-            Case(probe, variant, "Where?", Expect.HOLDS, f"f{fact}", ("Paris",), stratum=f"q{fact % 2}"),
+            Case(
+                probe, variant, f"{probe} {variant} {i}?", Expect.HOLDS, f"f{fact}", ("Paris",), stratum=f"q{fact % 2}"
+            ),
             Answer(Reply(""), Reply("")),
             marks(),
             marks(),
@@ -36,7 +40,7 @@ def some_verdicts(seed, facts=7):
         for fact in range(facts)
         for probe, variants in PROBES.items()
         for variant in variants
-        for _ in range(1 if variant == "plain" else 3)
+        for i in range(1 if variant == "plain" else 3)
     ]
 
 
@@ -86,10 +90,61 @@ def test_values_lie_in_range_and_in_their_intervals(seed):
 
 
 @every_metric
-def test_cases_that_do_not_apply_do_not_count(name):
+def test_cases_that_do_not_apply_count_where_the_metric_says_so_and_nowhere_else(name):
+    """What a question about the text itself asks does not rest on what the unchanged model knew."""
     counting = [v for v in some_verdicts(1) if v.applies]
-    others = [replace(v, applies=False) for v in some_verdicts(2)]
-    assert value(METRICS[name], counting + others) == value(METRICS[name], counting)
+    others = [replace(v, case=replace(v.case, prompt=f"And {v.case.prompt}")) for v in some_verdicts(2)]
+    failed = [replace(v, applies=False) for v in others]
+    met = [replace(v, applies=True) for v in others]
+    same_as = counting + met if METRICS[name].whatever_applies else counting
+    assert value(METRICS[name], counting + failed) == value(METRICS[name], same_as)
+
+
+def changed(after, *, but_plain=None):
+    """Eight facts that the unchanged model knew, and a change that succeeds by all marks: only its words may be none."""
+    yes = Marks(True, True, True)
+    found = [
+        replace(v, before=yes, after=yes, class_before=Class.OLD, class_after=after, applies=True, margin_after=3.0)
+        for v in some_verdicts(0, facts=8)
+    ]
+    if but_plain is None:
+        return found
+    return [replace(v, class_after=but_plain) if v.case.variant == "plain" else v for v in found]
+
+
+def rulings(verdicts):
+    """What comes of the default claims."""
+    rows = {row.metric: row for row in summarise(verdicts, task="both") if row.stratum is None and row.variant is None}
+    return {c.metric: decide(rows[c.metric].after, c.at_least, c.at_most) for c in default_claims()}
+
+
+def is_no_success(metric, number):
+    """Whether the number is none, or no better than that of a total failure."""
+    if number is None:
+        return True
+    return number <= 0 if metric.better == "higher" else metric.bounds is not None and number == metric.bounds[1]
+
+
+@every_metric
+def test_babble_is_no_success(name):
+    """An answer that is no text shows neither what was learned nor what was forgotten, whatever its probabilities."""
+    metric, babble = METRICS[name], changed(Class.DEGENERATE)
+    rows = [row for row in summarise(babble, task="both") if row.metric == name]
+    assert rows and all(is_no_success(metric, row.after.value) for row in rows), rows
+    unwell = [replace(v, class_before=Class.DEGENERATE) for v in babble]
+    assert is_no_success(metric, value(metric, unwell, "before"))
+    if metric.whatever_applies:
+        return
+    written = changed(Class.DEGENERATE, but_plain=Class.OTHER)  # the fact's own prompt is the last that is answered
+    assert is_no_success(metric, value(metric, written))
+
+
+def test_of_babble_all_is_degenerate_and_no_default_claim_holds():
+    assert value(METRICS["degeneration"], changed(Class.DEGENERATE)) == 1.0
+    for written in (None, Class.OTHER, Class.NEW):
+        found = rulings(changed(Class.DEGENERATE, but_plain=written))
+        assert Ruling.HOLDS not in found.values(), found
+    assert set(rulings(changed(Class.OTHER)).values()) == {Ruling.HOLDS}  # the same change, put in words
 
 
 @every_metric

@@ -1,5 +1,6 @@
 "use strict";
 // A filter box and, for some columns, a choice over each filterable table. Without this the whole table is there.
+const FIRST = 300;  // rows that fit are laid out at once, so that filtering is quick; the others come by a button
 for (const box of document.querySelectorAll(".filterable")) {
   const rows = [...box.querySelectorAll("tbody tr")];
   const heads = [...box.querySelectorAll("thead th")].map((head) => head.textContent);
@@ -19,28 +20,34 @@ for (const box of document.querySelectorAll(".filterable")) {
 
   const choices = box.dataset.choices.split(",").filter(Boolean).map(Number).map((column) => {
     const select = labelled(heads[column], document.createElement("select"));
-    const values = new Set(rows.map((row) => row.cells[column].textContent));
+    const cells = rows.map((row) => row.cells[column].textContent);
+    const values = new Set(cells);
     select.append(new Option("all", ""));
     for (const value of [...values].sort()) select.append(new Option(value, value));
-    return { column, select };
+    return { cells, select };
   });
   const told = document.createElement("output");
-  bar.append(told);
+  const more = document.createElement("button");
+  more.type = "button";
+  bar.append(told, more);
   box.prepend(bar);
 
-  const apply = () => {
+  const apply = (most) => {
     const wanted = search.value.toLowerCase();
-    let shown = 0;
+    let fitting = 0;
     rows.forEach((row, i) => {
       const fits = texts[i].includes(wanted)
-        && choices.every(({ column, select }) => !select.value || row.cells[column].textContent === select.value);
-      row.hidden = !fits;
-      shown += fits;
+        && choices.every(({ cells, select }) => !select.value || cells[i] === select.value);
+      fitting += fits;
+      row.hidden = !fits || fitting > most;
     });
-    told.textContent = `${shown} of ${rows.length} rows`;
+    more.hidden = fitting <= most;
+    more.textContent = `Show all ${fitting}`;
+    told.textContent = `${fitting} of ${rows.length} rows${more.hidden ? "" : `, the first ${most} shown`}`;
   };
-  bar.addEventListener("input", apply);
-  apply();
+  bar.addEventListener("input", () => apply(FIRST));
+  more.addEventListener("click", () => apply(Infinity));
+  apply(FIRST);
 }
 
 // Paper cannot be unfolded: what is folded away is open while the page is printed.

@@ -11,14 +11,15 @@ from probes.estimate import holm
 from probes.metrics import METRICS, Metric, combined, per_case, summarise, value
 from probes.verdict import Answer, Case, Class, Expect, Marks, Reply, Verdict
 
+PROTOCOLS = ("success", "accuracy", "generation")
 YES, NO = Marks(True, True, True), Marks(False, False, False)
 BLANK = Answer(Reply(""), Reply(""))
 
 
 def verdict(probe, group="f1", variant="plain", *, before=NO, after=YES, was=Class.OLD, now=Class.NEW, **more):
     margins = {"margin_before": more.pop("margin_before", None), "margin_after": more.pop("margin_after", None)}
-    applies = more.pop("applies", True)
-    case = Case(probe, variant, "Where?", Expect.HOLDS, group, ("Paris",), **more)
+    applies, prompt = more.pop("applies", True), more.pop("prompt", f"{probe}, {variant}: where?")
+    case = Case(probe, variant, prompt, Expect.HOLDS, group, ("Paris",), **more)
     return Verdict(case, BLANK, before, after, was, now, applies=applies, **margins)
 
 
@@ -53,10 +54,34 @@ def test_each_protocol_is_read_by_its_own_metric_from_its_own_probe(metric, prob
     assert of(f"{metric}_success", verdicts, "before") == 0.0
 
 
-def test_degenerate_text_is_no_success_even_if_marked_so():
-    assert of("efficacy_generation", [verdict("rewrite", now=Class.DEGENERATE)]) == 0.0
-    assert of("forget_efficacy", [verdict("rewrite", now=Class.DEGENERATE)]) == 0.0
-    assert of("retained", [verdict("neighborhood", before=YES, now=Class.DEGENERATE)]) == 0.0
+@pytest.mark.parametrize(
+    ("metric", "probe"),
+    [
+        *((f"efficacy_{protocol}", "rewrite") for protocol in PROTOCOLS),
+        *((f"forget_efficacy{protocol}", "rewrite") for protocol in ("", "_success", "_accuracy")),
+        *((f"forget_generalization{protocol}", "rephrase") for protocol in ("", "_success", "_accuracy")),
+        *((f"specificity_{protocol}", "neighborhood") for protocol in PROTOCOLS),
+        *((f"retained{protocol}", "neighborhood") for protocol in ("", "_success", "_accuracy")),
+    ],
+)
+def test_degenerate_text_is_a_failure_even_if_marked_a_success(metric, probe):
+    babble, text = verdict(probe, "f1", before=YES, now=Class.DEGENERATE), verdict(probe, "f2", before=YES)
+    assert of(metric, [babble]) == 0.0
+    assert of(metric, [babble, text]) == 0.5
+
+
+def test_the_unchanged_models_babble_is_a_failure_as_well():
+    babble = verdict("rewrite", before=YES, was=Class.DEGENERATE, margin_before=2.0, margin_after=3.0)
+    for protocol in PROTOCOLS:
+        assert of(f"efficacy_{protocol}", [babble], "before") == 0.0
+    assert of("efficacy_magnitude", [babble], "before") == 0.0
+    assert of("specificity_success", [replace(babble, case=replace(babble.case, probe="neighborhood"))]) is None
+
+
+def test_babble_is_ahead_by_nothing():
+    ahead, behind = (verdict("rewrite", margin_after=margin, now=Class.DEGENERATE) for margin in (3.0, -2.0))
+    assert of("efficacy_magnitude", [ahead]) == 0.0
+    assert of("efficacy_magnitude", [behind]) == -2.0
 
 
 def test_magnitude_is_the_mean_margin():
@@ -143,6 +168,14 @@ def test_popularity_gap_is_best_minus_worst_stratum():
     assert overall("popularity_gap", verdicts, strata={v.case.group: "all" for v in verdicts}).after.value is None
 
 
+@pytest.mark.parametrize("failing", [{"after": NO}, {"now": Class.DEGENERATE}])
+def test_strata_that_all_fail_are_no_small_gap(failing):
+    verdicts = [verdict("rephrase", f"f{i}", stratum=f"q{i % 2}", **failing) for i in range(4)]
+    assert of("generalization_generation", verdicts) == 0.0
+    assert of("popularity_gap", verdicts) is None
+    assert of("popularity_gap", [verdict("rephrase", "f9", stratum="q1"), *verdicts]) == pytest.approx(1 / 3)
+
+
 def test_forgetting_is_read_from_class_mark_and_probability():
     verdicts = [
         verdict("rewrite", "f1", now=Class.OLD, after=Marks(False, False, False)),
@@ -156,13 +189,13 @@ def test_forgetting_is_read_from_class_mark_and_probability():
     ]
     found = {name: of(name, verdicts) for name in METRICS}
     assert found["forget_accuracy"] == pytest.approx(1 / 3)
-    assert found["forget_efficacy_accuracy"] == 0.5
-    assert found["forget_efficacy_success"] == 0.75
+    assert found["forget_efficacy_accuracy"] == 0.25
+    assert found["forget_efficacy_success"] == 0.5
     assert found["forget_efficacy"] == 0.5
     assert found["forget_rephrased"] == 1.0 and found["forget_generalization"] == 0.0
     assert found["leakage"] == 0.5
-    assert found["hallucination"] == found["refusal"] == 0.2
-    assert found["degeneration"] == pytest.approx(1 / 7)
+    assert found["hallucination"] == 0.25 and found["refusal"] == 0.2
+    assert found["degeneration"] == 1 / 8
     assert overall("forget_accuracy", verdicts, "unlearn").before is None
 
 
@@ -173,21 +206,27 @@ def test_forgetting_is_read_from_class_mark_and_probability():
         ("forget_rephrased", "rephrase"),
         ("leakage", "multi_hop"),
         ("reversion", "rephrase"),
+        ("hallucination", "rewrite"),
     ],
 )
 def test_babble_is_no_proof_that_the_answer_is_gone(metric, probe):
-    babble, said = verdict(probe, "f1", now=Class.DEGENERATE), verdict(probe, "f2", now=Class.OLD)
+    bad = Class.HALLUCINATION if metric == "hallucination" else Class.OLD
+    babble, said = verdict(probe, "f1", now=Class.DEGENERATE), verdict(probe, "f2", now=bad)
     assert of(metric, [babble]) is None
     assert of(metric, [babble, said]) == 1.0
 
 
+BABBLE = -1
+
+
 def emphasised(group, key, random_words, template_only, *, was=Class.OLD, now=Class.NEW):
-    """One fact; the flags say which wording brings the old answer back."""
+    """One fact; the flags say which wording brings the old answer back, and which is answered with babble."""
+    classes = {0: Class.NEW, 1: Class.OLD, BABBLE: Class.DEGENERATE}
     kinds = [("key:", key), ("control:random_words:", random_words), ("control:template_only:", template_only)]
     asked = [
-        verdict("keyword_emphasis", group, f"{kind}{i}", now=Class.OLD if back else Class.NEW)
+        verdict("keyword_emphasis", group, f"{kind}{i}", now=classes[flag])
         for kind, flags in kinds
-        for i, back in enumerate(flags)
+        for i, flag in enumerate(flags)
     ]
     return [verdict("keyword_emphasis", group, "plain", was=was, now=now), *asked]
 
@@ -221,10 +260,35 @@ def test_a_model_that_babbles_at_the_plain_wording_has_forgotten_nothing():
     assert of("recovery_rate", emphasised("f1", [0], [0], [0], now=Class.DEGENERATE)) is None
 
 
+RECOVERIES = ("recovery_rate", "recovery_random", "recovery_template", "emphasis_effect")
+
+
+def test_facts_that_babble_when_stressed_are_no_evidence():
+    verdicts = [v for i in range(8) for v in emphasised(f"f{i}", *[[BABBLE] * 6] * 3)]
+    for name in RECOVERIES:
+        row = overall(name, verdicts)
+        assert row.after.value is None and row.after.n == 0 and row.skipped == len(verdicts)
+
+
+def test_a_stressed_wording_that_is_answered_with_babble_is_as_if_not_asked():
+    with_babble = emphasised("f1", [1, 0, BABBLE], [0, BABBLE, 0], [0, 0, 1])
+    without = [v for v in with_babble if v.class_after is not Class.DEGENERATE]
+    for name in RECOVERIES:
+        assert of(name, with_babble) == of(name, without)
+    assert of("recovery_rate", with_babble) == 1.0  # two tries, two wordings
+    assert of("recovery_template", with_babble) == pytest.approx(2 / 3)  # of three wordings two are tried
+    assert of("emphasis_effect", with_babble) == 1.0  # only the first wording is answered in all three arms
+
+
+def test_an_arm_that_only_babbles_is_left_out_alone():
+    verdicts = emphasised("f1", [BABBLE, BABBLE], [1, 0], [0, 0])
+    assert [of(name, verdicts) for name in RECOVERIES] == [None, 1.0, 0.0, None]
+
+
 def test_recovery_is_only_asked_where_the_old_answer_came_and_went():
     never_knew = emphasised("f1", [1], [1], [1], was=Class.OTHER)
     still_knows = emphasised("f2", [1], [1], [1], now=Class.OLD)
-    for name in ("recovery_rate", "recovery_random", "recovery_template", "emphasis_effect"):
+    for name in RECOVERIES:
         assert of(name, never_knew + still_knows) is None
     row = overall("recovery_rate", never_knew + still_knows + emphasised("f3", [1], [0], [0]))
     assert (row.after.value, row.after.n, row.after.groups, row.skipped) == (1.0, 1, 1, 8)
@@ -232,6 +296,43 @@ def test_recovery_is_only_asked_where_the_old_answer_came_and_went():
 
 def test_without_a_control_there_is_no_effect():
     assert of("emphasis_effect", emphasised("f1", [1], [], [0])) is None
+
+
+def test_what_two_probes_ask_is_one_question_to_a_metric_that_reads_all():
+    """As the default audit asks it: the plain wording is the rewrite's, and a stratum's questions are neighbours'."""
+    same = {"prompt": "The capital of France is", "now": Class.DEGENERATE}
+    near = {"prompt": "The capital of Peru is", "before": YES}
+    verdicts = [
+        verdict("rewrite", **same),
+        verdict("keyword_emphasis", **same),
+        verdict("neighborhood", variant="same_relation", **near),
+        verdict("popularity", variant="q1", **near),
+        verdict("rephrase", variant="typo"),
+        verdict("rewrite", "f2", **same),  # another fact's change, another answer
+    ]
+    row = overall("degeneration", verdicts)
+    assert (row.after.value, row.after.n, row.skipped) == (0.5, 4, 0)
+    by_variant = {r.variant: (r.after.value, r.after.n) for r in rows_of("degeneration", verdicts)}
+    assert by_variant["q1"] == by_variant["same_relation"] == by_variant["typo"] == (0.0, 1)
+    assert by_variant["plain"] == (1.0, 2)
+    assert overall("efficacy_generation", verdicts).after.n == 2  # metrics of a probe read all of it
+
+
+def test_of_two_cases_with_one_question_the_one_that_applies_counts():
+    share = dict(task="both", probes=(), better="higher", unit="share", question="How many?")
+    metric = Metric("all", compute=lambda verdict, side: float(verdict.class_after is Class.NEW), **share)
+    verdicts = [
+        verdict("keyword_emphasis", prompt="Where?", applies=False, now=Class.OLD),
+        verdict("rewrite", prompt="Where?"),
+    ]
+    assert value(metric, verdicts) == value(metric, verdicts[::-1]) == 1.0
+    assert value(metric, verdicts[:1]) is None
+
+
+def test_degenerate_text_is_seen_whether_or_not_a_premise_holds():
+    verdicts = [verdict("multi_hop", applies=False, now=Class.DEGENERATE), verdict("rewrite")]
+    row = overall("degeneration", verdicts)
+    assert (row.before.value, row.after.value, row.after.n, row.skipped) == (0.0, 0.5, 2, 0)
 
 
 def test_rows_overall_by_stratum_and_by_wording():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 
 import pytest
 from conftest import make_handle
@@ -147,6 +148,8 @@ def test_questions_are_listed_without_a_model(ground, monkeypatch, no_model, cap
     listed("edit", spec_of(ground, "rome", probes=("rewrite", "keyword_emphasis", "rephrase")), Silent())
     text = capsys.readouterr().out
     assert "The capital of France is" in text and "own prompt" in text and "No model was asked" in text
+    told = re.search(r"(\d+) questions, in (\d+) cases\.", text)  # the plain prompt is asked by two probes
+    assert told is not None and int(told[1]) == int(told[2]) - text.count("own prompt")
 
 
 def test_probe_speaks_in_titles(ground, tmp_path, monkeypatch):

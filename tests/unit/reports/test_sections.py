@@ -16,7 +16,7 @@ from probes.verdict import Case, Class, Expect, Marks, Reply, Verdict
 from reports.document import Banner, Bullets, Cards, Chart, Details, Document, Exchanges, Section, Table, Text
 from reports.record import Audit
 from reports.sections import SECTIONS, build
-from reports.sections._verdicts import Way, broke, examples, telling, ways, worst
+from reports.sections._verdicts import Way, broke, examples, telling, ways, weighed, worst
 from reports.sections.examples import LIMIT
 from reports.wording import arm_title, told
 
@@ -109,6 +109,7 @@ def test_the_worst_ways_differ_and_show_a_case_that_breaks(audit: Audit, documen
         ({"expect": Expect.MOVES, "class_after": Class.OLD}, True),
         ({"expect": Expect.MOVES, "class_after": Class.DEGENERATE, "after": Marks(None, None, False)}, True),
         ({"expect": Expect.MOVES, "class_after": Class.OLD, "variant": "control:random_words:x"}, None),
+        ({"expect": Expect.MOVES, "class_after": Class.OLD, "variant": "plain"}, None),
     ],
 )
 def test_what_breaks(changes: dict[str, Any], expected: bool | None) -> None:
@@ -170,7 +171,7 @@ def test_premises_that_failed_are_counted_with_their_reason(audit: Audit, docume
     section = section_of(document, "multi_hop")
     out = [i.verdict for i in audit.judged if i.verdict.case.probe == "multi_hop" and not i.verdict.applies]
     tables = {block.caption: block for block in blocks_of(section.blocks) if isinstance(block, Table)}
-    assert sum(int(row[3]) for row in tables["Premises"].rows) == len(out)
+    assert sum(int(row[5]) for row in tables["Questions and their premises"].rows) == len(out)
     assert tables["Why questions did not apply"].rows == ((out[0].note, str(len(out))),)
 
 
@@ -183,7 +184,7 @@ def test_damage_counts_only_what_was_right(audit: Audit, document: Document) -> 
 def test_limits_keep_to_the_wording_rule(audit: Audit, document: Document) -> None:
     said = texts_of(section_of(document, "limits")).lower()
     assert "erased" not in said and "compliant" not in said
-    assert "extracted by" in said  # leaks were found in this one
+    assert "was still given by" in said  # leaks were found in this one
     assert "11" in said and "the model did not know it" in said and "quantising" in said
 
 
@@ -199,13 +200,14 @@ def test_where_nothing_leaks_a_bound_is_told() -> None:
 
 
 def test_the_cases_that_break_come_first_and_the_rest_is_counted(audit: Audit) -> None:
-    many = dataclasses.replace(audit, judged=audit.judged * 4)
+    many = dataclasses.replace(audit, judged=audit.judged * 5)
     section = section_of(build(many), "examples")
     table = next(block for block in section.blocks if isinstance(block, Table))
     assert len(table.rows) == LIMIT < len(many.judged)
-    assert list(table.tones) == sorted(table.tones, key=lambda tone: tone != "bad")
-    assert table.tones.count("bad") == sum(bool(broke(item.verdict)) for item in many.judged)
-    assert f"{len(many.judged) - LIMIT:,} further cases are left out here" in texts_of(section)
+    assert list(table.tones) == sorted(table.tones, key=lambda tone: {"bad": 0, "open": 1}.get(tone, 2))
+    assert table.tones.count("bad") == sum(bad is True for _, bad in weighed(many))
+    left = len(many.judged) + len(many.premises()) - LIMIT
+    assert f"{left:,} further rows are left out here" in texts_of(section)
 
 
 def test_the_same_facts_for_edits_and_forgetting_are_told_apart(document: Document) -> None:
