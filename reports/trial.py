@@ -11,6 +11,7 @@ from editkit.data import FactBase
 from editkit.errors import MethodError
 from editkit.facts import EditRecord, ForgetRecord, ForgetRequest, Record
 from editkit.handle import ModelHandle
+from editkit.memory import give_back
 from editkit.operators import configured, each_that_can
 from editkit.patch import Patch
 from editkit.training import TrainStep
@@ -56,6 +57,7 @@ def ask_unchanged(session: Session, trials: Sequence[Trial]) -> None:
 
 
 def _asked(session: Session, jobs: Sequence[Job]) -> list[list[Verdict]]:
+    give_back()
     return run_jobs(
         session.handle,
         jobs,
@@ -163,6 +165,7 @@ class Trial:
     ) -> Computed:
         """The patches of these changes, by id with the facts of each."""
         session = self.session
+        give_back()
         found = compute(
             session.handle,
             session.folder,

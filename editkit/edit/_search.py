@@ -23,12 +23,14 @@ from editkit.facts import SLOT, Edit
 from editkit.forward import attention, unembed
 from editkit.handle import ModelHandle
 from editkit.linalg import SolveError
+from editkit.memory import give_back
 from editkit.products import FLOAT32, check_products, exact, products_of, resolved, using
 from editkit.tokens import encode, encode_pair, subject_span
 
 ESSENCE = f"{SLOT} is a"  # what the subject is must stay: the KL term is taken on this prompt
 Progress = Callable[[str, int, int], None]  # what is done, how much, of how much
-ROWS = 512  # rows searched at once
+TOKENS = {"cpu": 192}  # run at once, by device: of each the gradient keeps 1 MB on SmolLM2. More are no faster on a CPU
+MANY_TOKENS = 8192  # elsewhere
 WIDER = 1.5  # rows are padded to the longest: edits are searched together whose lengths differ by no more
 
 
@@ -90,7 +92,7 @@ def find_targets(
     seed: int,
     progress: Progress | None = None,
 ) -> list[Target]:
-    """Keys and residuals of all edits, each searched for itself, as many together as `ROWS` and `WIDER` allow.
+    """Keys and residuals of all edits, each searched for itself, as many together as `TOKENS` and `WIDER` allow.
 
     Raises SolveError, which names the subject, where an edit cannot be brought about.
     """
@@ -103,7 +105,9 @@ def find_targets(
         torch.inference_mode(False),
         torch.enable_grad(),
     ):
-        for part in _together([_width(own) for own in rows], max(1, ROWS // (len(before) + 1))):
+        most = TOKENS.get(handle.device.type, MANY_TOKENS)
+        for part in _together([_width(own) for own in rows], len(before), search.tokens_per_step, most):
+            give_back()
             own = ([edits[edit] for edit in part], [rows[edit] for edit in part])
             targets = _Search(handle, layer, *own, search, seed).run(progress)
             found.update(zip(part, targets, strict=True))
@@ -115,11 +119,13 @@ def _width(own: Sequence[Row]) -> int:
     return max(len(row.suffix) for row in own[:-1])
 
 
-def _together(widths: Sequence[int], most: int) -> Iterator[list[int]]:
-    """Edits in groups of at most `most` and of like width."""
+def _together(widths: Sequence[int], contexts: int, drawn: int, most: int) -> Iterator[list[int]]:
+    """Edits in groups of like width that run at most `most` tokens in a step, `drawn` or all contexts' of each; or of
+    one edit."""
     group: list[int] = []
     for edit in sorted(range(len(widths)), key=lambda edit: widths[edit]):
-        if group and (len(group) == most or widths[edit] > WIDER * widths[group[0]]):
+        each = min(drawn or widths[edit] * contexts, widths[edit] * contexts)
+        if group and ((len(group) + 1) * each > most or widths[edit] > WIDER * widths[group[0]]):
             yield group
             group = []
         group.append(edit)

@@ -82,8 +82,8 @@ def test_edits_searched_together_equal_edits_searched_alone(handle_of, layout, m
     )  # some are done before others
     alone = [find_targets(handle, [edit], 1, BEFORE, search, seed=0)[0] for edit in ENDING]
     assert len({t.notes["steps"] for t in alone}) > 1
-    for rows in (512, 8):  # all three in one batch, and two and one
-        monkeypatch.setattr(shared, "ROWS", rows)
+    for tokens in (512, 40, 1):  # all three in one batch, fewer, and each by itself
+        monkeypatch.setitem(shared.TOKENS, "cpu", tokens)
         for one, other in zip(alone, find_targets(handle, ENDING, 1, BEFORE, search, seed=0), strict=True):
             assert distance(other.key, one.key) < 1e-5
             assert distance(other.residual, one.residual) < 1e-3
