@@ -148,13 +148,14 @@ def preset_for(name: str, handle: ModelHandle) -> Preset:
 
     The file lies in the package that defines the operator's class, or in one around that. A table matches by config
     values (`match = {model_type = "llama", num_hidden_layers = 30}`); a preset without `match` is for all. A setting
-    "depth:0.27" is that share of the model's blocks, rounded down.
+    "depth:0.27" is that share of the model's blocks, rounded down. A file with `like = "rome"` has that operator's
+    tables, but for the settings it is `without`, with its own `settings` on top of each.
     """
     config = handle.model.config.to_dict()
     found = [p for p in _tables(name) if all(config.get(k) == v for k, v in p.get("match", {}).items())]
     if not found:
         return Preset({}, "defaults of the operator")
-    best = max(found, key=lambda p: len(p.get("match", {})))
+    best = max(reversed(found), key=lambda p: len(p.get("match", {})))  # of two that match alike a file's own
     settings = {k: _at_depth(v, handle.layers) for k, v in best.get("settings", {}).items()}
     return Preset(settings, best["source"])
 
@@ -175,6 +176,23 @@ def _tables(name: str) -> list[dict[str, Any]]:
     return []
 
 
+def _less(table: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a table but for those that a file says its operator is `without`."""
+    return {key: value for key, value in table.get("settings", {}).items() if key not in data.get("without", ())}
+
+
+def _like(data: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The presets of the operator that a file names by `like`, with the file's own `settings` on top of each."""
+    if "like" not in data:
+        return []
+    other, own = str(data["like"]), data.get("settings", {})
+    source = f"as {other} ({{}})" + (f"; {data['source']}" if "source" in data else "")
+    return [
+        {**table, "source": source.format(table["source"]), "settings": merged(_less(table, data), own)}
+        for table in _tables(other)
+    ]
+
+
 def _packages_around(module: str) -> Iterator[str]:
     """The packages that a module lies in, the innermost first."""
     while package := module.rpartition(".")[0]:
@@ -184,9 +202,10 @@ def _packages_around(module: str) -> Iterator[str]:
 
 def _read_tables(text: str, where: str) -> list[dict[str, Any]]:
     try:
-        tables: list[dict[str, Any]] = tomllib.loads(text).get("preset", [])
+        data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise InputError(f"{where} is no valid TOML: {error}") from None
+    tables: list[dict[str, Any]] = [*_like(data), *data.get("preset", [])]
     if not tables or not all(isinstance(table, dict) and table.get("source") for table in tables):
         raise InputError(f"{where} needs tables [[preset]], each with its `source`")
     return tables
@@ -196,7 +215,8 @@ def _at_depth(value: Any, layers: int) -> Any:
     if isinstance(value, str) and value.startswith("depth:"):
         return min(layers - 1, int(float(value.removeprefix("depth:")) * layers))
     if isinstance(value, list):
-        return [_at_depth(v, layers) for v in value]
+        found = [_at_depth(v, layers) for v in value]
+        return found if found == value else [*dict.fromkeys(found)]  # in a flat model two depths are one layer
     return value
 
 

@@ -48,7 +48,7 @@ def tables():
     folder = resources.files("editkit").joinpath("presets")
     files = {name: folder.joinpath(f"{name}.toml") for name in OPERATORS}
     read = {name: tomllib.loads(file.read_text(encoding="utf-8")) for name, file in files.items() if file.is_file()}
-    return [(name, table) for name, content in read.items() for table in content["preset"]]
+    return [(name, table) for name, content in read.items() for table in content.get("preset", [])]
 
 
 def without_depths(value):
@@ -56,7 +56,7 @@ def without_depths(value):
     if isinstance(value, dict):
         return {key: without_depths(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [without_depths(item) for item in value]
+        return [*dict.fromkeys(map(without_depths, value))]
     return 0 if str(value).startswith("depth:") else value
 
 

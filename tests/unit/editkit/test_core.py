@@ -121,6 +121,28 @@ def test_a_third_party_brings_its_presets(third_party, handle_of, folder):
     assert (operator.rate, operator.steps) == (0.125, 7) and source == "measured on llama by its author"
 
 
+def test_a_preset_may_be_like_anothers(third_party, handle_of):
+    """Its tables, but for what the operator is without, with the file's own settings on top; the source says so."""
+    (third_party / "presets").mkdir()
+    (third_party / "presets" / "mine.toml").write_text(
+        'like = "ft_l"\nwithout = ["layer", "bound", "learning_rate"]\nsource = "rate: a guess"\nsettings = {rate = 0.5}'
+    )
+    operator, source = configured("mine", handle_of("llama"))
+    assert (operator.rate, operator.steps) == (0.5, 25)
+    assert source.startswith("as ft_l (") and source.endswith("; rate: a guess")
+    own = '\n[[preset]]\nsource = "measured on llama"\nmatch = {model_type = "llama"}\nsettings = {rate = 2.0}'
+    (third_party / "presets" / "mine.toml").write_text('like = "ft_l"\nwithout = ["layer"]' + own)
+    assert configured("mine", handle_of("llama"))[0].rate == 2.0
+
+
+def test_depths_that_fall_on_one_layer_are_one(third_party, handle_of):
+    (third_party / "presets").mkdir()
+    (third_party / "presets" / "mine.toml").write_text(
+        '[[preset]]\nsource = "by depth"\nsettings = {rate = ["depth:0.1", "depth:0.2", "depth:0.9"], steps = 2}'
+    )
+    assert preset_for("mine", handle_of("llama")).settings["rate"] == [0, 2]
+
+
 def test_an_operator_without_presets_has_its_defaults(third_party, handle):
     assert preset_for("mine", handle).settings == {}
     with pytest.raises(InputError, match="Mine needs rate; no preset gives it for this model"):

@@ -11,7 +11,7 @@ from edit_examples import EDITS
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from editkit.edit import ft_l
+from editkit.edit import _one_matrix
 from editkit.edit.ft_l import FTL
 from editkit.scoring import score_pairs
 from editkit.settings import build, settings_of
@@ -57,7 +57,7 @@ def test_the_fast_loop_equals_the_plain_one(handle_of, layout):
 def test_parts_of_a_large_request_add_up(handle, monkeypatch):
     operator = FTL(1, steps=3, stop_below=0.0)
     whole = operator(handle, EDITS, seed=0)
-    monkeypatch.setattr(ft_l, "ROWS", 2)
+    monkeypatch.setattr(_one_matrix, "ROWS", 2)
     parts = operator(handle, EDITS, seed=0)
     name = handle.weight_name("mlp_out", 1)
     assert torch.allclose(whole.deltas[name].value, parts.deltas[name].value, atol=1e-5)
