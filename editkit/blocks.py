@@ -34,10 +34,12 @@ def lower(handle: ModelHandle, layer: int) -> nn.Module:
     return _view(handle, [*blocks[: layer + 1]])
 
 
-def upper(handle: ModelHandle, layer: int, hidden: Tensor) -> nn.Module:
-    """The backbone above block `layer`, which gives `hidden` instead of its own output. Numbers of blocks stay."""
+def upper(handle: ModelHandle, layer: int, hidden: Tensor, last: int | None = None) -> nn.Module:
+    """The backbone above block `layer`, which gives `hidden` instead of its own output; up to and with block `last`,
+    or to the end. Numbers of blocks stay."""
     blocks = _blocks(handle)
-    return _view(handle, [*(Give() for _ in range(layer)), Give(hidden), *blocks[layer + 1 :]])
+    end = len(blocks) if last is None else last + 1
+    return _view(handle, [*(Give() for _ in range(layer)), Give(hidden), *blocks[layer + 1 : end]])
 
 
 def frozen(model: nn.Module) -> Block[None]:

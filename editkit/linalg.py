@@ -15,6 +15,8 @@ from editkit.errors import MethodError
 
 FIRST_JITTER = 1e-10  # relative to the mean of the diagonal
 LAST_JITTER = 1e-4
+LEAST_INSIDE = 1e-3  # share of a key's length that must lie in a null space for anything to be written for it
+LEAST_SHARE = 0.05  # of kᵀ C⁻¹ k that a divisor with another key must have: below, the update is twenty times as large
 LEAST_LEVERAGE = 1e-6  # relative to d_in, which is the mean of kᵀ C⁻¹ k over the keys that C was measured on
 
 
@@ -51,18 +53,126 @@ def whitened(
 
 
 def rank_one(
-    key: Float[Tensor, "d_in 1"], residual: Float[Tensor, "d_out 1"], factor: Float[Tensor, "d_in d_in"]
+    key: Float[Tensor, " d_in"],
+    residual: Float[Tensor, " d_out"],
+    factor: Float[Tensor, "d_in d_in"],
+    *,
+    at: Float[Tensor, " d_in"] | None = None,
 ) -> tuple[Float[Tensor, "d_out 1"], Float[Tensor, "1 d_in"]]:
     """ROME's update Δ = r (C⁻¹ k)ᵀ / (kᵀ C⁻¹ k): of all Δ with Δ k = r the one with the least ‖Δ C^½‖.
 
-    `factor` is the lower Cholesky factor of C. Raises SolveError where kᵀ C⁻¹ k is so small that the update would
-    disable the model (Meng et al. 2022, arXiv:2202.05262, equation 2).
+    `factor` is the lower Cholesky factor of C. With `at` the divisor is atᵀ C⁻¹ k instead, so that Δ at = r. Raises
+    SolveError where the divisor is so small that the update would disable the model (Meng et al. 2022,
+    arXiv:2202.05262, equation 2).
     """
-    solved, gram = whitened(key, factor)
-    leverage = float(gram)
-    if not leverage > LEAST_LEVERAGE * len(key):
+    solved, gram = whitened(key.cpu()[:, None], factor)
+    own, usual = float(gram), len(key)
+    if not own > LEAST_LEVERAGE * usual:
         raise SolveError(
-            f"the key is almost nothing beside the layer's usual keys: k' C^-1 k = {leverage:.1e}, "
-            f"usual is {len(key)}; dividing by it would disable the model. Edit at another layer"
+            f"the key is almost nothing beside the layer's usual keys: k' C^-1 k = {own:.1e}, "
+            f"usual is {usual}; dividing by it would disable the model. Edit at another layer"
         )
-    return residual.double(), solved.T / leverage
+    divisor = own if at is None else float(at.cpu().double() @ solved[:, 0])
+    if not divisor > LEAST_SHARE * own:
+        raise SolveError(
+            f"the prompt's own key is almost at right angles to the mean over the contexts: {divisor:.1e} beside "
+            f"{own:.1e}; dividing by it would disable the model. Use r_rome, which has one key"
+        )
+    return residual.cpu().double()[:, None], solved.T / divisor
+
+
+def least_change(
+    keys: Float[Tensor, "d_in n"],
+    residual: Float[Tensor, "d_out n"],
+    factor: Float[Tensor, "d_in d_in"],
+    *,
+    weight: float,
+) -> tuple[Float[Tensor, "d_out n"], Float[Tensor, "n d_in"]]:
+    """MEMIT's update Δ = R Kᵀ (λ C + K Kᵀ)⁻¹, the one with the least ‖Δ K − R‖² + λ ‖Δ C^½‖².
+
+    `factor` is the lower Cholesky factor of C, `weight` is λ > 0. By Woodbury's identity it is
+    R (λ I + Kᵀ C⁻¹ K)⁻¹ (C⁻¹ K)ᵀ: a system of as many rows as there are facts instead of d_in, and two thin factors
+    (Meng et al. 2022b, arXiv:2210.07229, equation 14).
+    """
+    solved, gram = whitened(keys, factor)
+    return _through(gram + weight * torch.eye(len(gram), dtype=torch.float64), residual), solved.T
+
+
+def equality_constrained(
+    keys: Float[Tensor, "d_in n"],
+    residual: Float[Tensor, "d_out n"],
+    factor: Float[Tensor, "d_in d_in"],
+    *,
+    ridge: float,
+) -> tuple[Float[Tensor, "d_out n"], Float[Tensor, "n d_in"]]:
+    """EMMET's update Δ = R (Kᵀ C⁻¹ K)⁻¹ (C⁻¹ K)ᵀ: every key to its residual with the least ‖Δ C^½‖.
+
+    `ridge`, as a share of the mean of its diagonal, is added to the diagonal of Kᵀ C⁻¹ K, so that keys that nearly
+    coincide can be solved for (Gupta et al. 2024, arXiv:2403.14236, equation 9). Raises SolveError where that matrix
+    is singular: with `ridge` 0, two facts of one key.
+    """
+    solved, gram = whitened(keys, factor)
+    return _through(
+        gram + float(ridge * gram.diagonal().mean()) * torch.eye(len(gram), dtype=torch.float64), residual
+    ), solved.T
+
+
+def null_space(values: Float[Tensor, " d"], vectors: Float[Tensor, "d d"], *, threshold: float) -> Float[Tensor, "d m"]:
+    """An orthonormal basis of the directions in which the layer's keys have a second moment below `threshold`, from
+    the eigenvalues of C (rising) and its eigenvectors (columns).
+
+    Raises SolveError where there is none, for an edit confined to it would change nothing.
+    """
+    basis = vectors[:, values < threshold]
+    if not basis.shape[1]:
+        raise SolveError(
+            f"no direction of this layer's keys has a second moment below {threshold:g} (the least is "
+            f"{float(values[0]):.2g}), so the edit would change nothing; raise the threshold"
+        )
+    return basis
+
+
+def _through(gram: Float[Tensor, "n n"], residual: Float[Tensor, "d_out n"]) -> Float[Tensor, "d_out n"]:
+    """R G⁻¹ of a symmetric positive G. Raises SolveError where it has no factor."""
+    factor, failed = torch.linalg.cholesky_ex(gram)
+    if failed:
+        raise SolveError("keys of two facts coincide; take one of them out, or raise the ridge")
+    return torch.cholesky_solve(residual.double().T, factor).T
+
+
+def within(
+    basis: Float[Tensor, "d m"],
+    keys: Float[Tensor, "d n"],
+    residual: Float[Tensor, "d_out n"],
+    past: Float[Tensor, "d p"],
+    *,
+    weight: float,
+) -> tuple[Float[Tensor, "d_out n"], Float[Tensor, "n d"]]:
+    """AlphaEdit's update Δ = R Kᵀ P (K_p K_pᵀ P + K Kᵀ P + L₂ I)⁻¹ with P = U Uᵀ, U the `basis` of the null space.
+
+    Of all Δ = Δ P the one with the least ‖Δ K − R‖² + ‖Δ K_p‖² + L₂ ‖Δ‖²: keys outside the null space keep what they
+    bring forth to the bit of the basis, those of `past` nearly. In the coordinates of the basis the matrix is
+    L₂ I + K̂_p K̂_pᵀ + K̂ K̂ᵀ; by Woodbury's identity only systems of as many rows as there are keys are solved (Fang et
+    al. 2025, arXiv:2410.02355, equation 12). Raises SolveError for keys of which nothing lies in the null space.
+    """
+    inside = basis.T @ keys.double()
+    if not (inside.norm(dim=0) > LEAST_INSIDE * keys.double().norm(dim=0)).all():
+        raise SolveError(
+            "the key of a fact lies outside the null space of the layer's usual keys, so nothing may be changed for "
+            "it; raise the threshold, or edit at another layer"
+        )
+    before = basis.T @ past.double()
+    if before.shape[1]:  # (L₂ I + K̂_p K̂_pᵀ)⁻¹ K̂
+        gram = before.T @ before + weight * torch.eye(before.shape[1], dtype=torch.float64)
+        solved = (inside - before @ _solve(gram, before.T @ inside)) / weight
+    else:
+        solved = inside / weight
+    middle = torch.eye(inside.shape[1], dtype=torch.float64) + inside.T @ solved
+    return _through((middle + middle.T) / 2, residual), (basis @ solved).T
+
+
+def _solve(gram: Float[Tensor, "p p"], right: Float[Tensor, "p n"]) -> Float[Tensor, "p n"]:
+    factor, failed = torch.linalg.cholesky_ex(gram)
+    if failed:
+        raise SolveError("the keys of earlier edits are no longer independent in float64; raise the weight")
+    return torch.cholesky_solve(right, factor)

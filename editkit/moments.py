@@ -101,6 +101,37 @@ def second_moments(
     return found
 
 
+def spectrum(moment: Moment) -> tuple[Float[Tensor, " d"], Float[Tensor, "d d"]]:
+    """Eigenvalues of C, rising, and its eigenvectors as columns; from the cache folder where they were found before:
+    for a large matrix they take minutes."""
+    file = cache_folder() / "moments" / f"{moment.key}.spectrum.safetensors"
+    if kept := _read_spectrum(file):
+        return kept
+    values, vectors = torch.linalg.eigh((moment.matrix + moment.matrix.T) / 2)
+    _keep(file, {"values": values, "vectors": vectors.contiguous()}, {"key": moment.key})
+    return values, vectors
+
+
+def _read_spectrum(file: Path) -> tuple[Tensor, Tensor] | None:
+    if not file.is_file():
+        return None
+    try:
+        with safe_open(str(file), "pt") as opened:
+            return opened.get_tensor("values"), opened.get_tensor("vectors")
+    except (SafetensorError, OSError) as error:
+        warnings.warn(f"{file} cannot be read ({error}); taking it anew", stacklevel=2)
+        return None
+
+
+def _keep(file: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write to the cache folder; where that cannot be done the work goes on."""
+    try:
+        with atomic_path(file) as temporary:
+            save_file(tensors, str(temporary), metadata=metadata)
+    except (OSError, SafetensorError) as error:
+        warnings.warn(f"cannot keep moments in {file.parent} ({error}); set EDITKIT_CACHE", stacklevel=2)
+
+
 def _with_tokens(handle: ModelHandle, layers: Sequence[int], settings: MomentSettings) -> MomentSettings:
     """The settings with the number of tokens said."""
     if settings.tokens or not layers:
@@ -212,9 +243,5 @@ class _Place:
 
     def write(self, matrix: Tensor, tokens: int) -> Moment:
         kept = matrix.to(self.dtype).clone().contiguous()
-        try:
-            with atomic_path(self.file) as temporary:
-                save_file({"moment": kept}, str(temporary), metadata={"tokens": str(tokens), "key": self.key})
-        except (OSError, SafetensorError) as error:
-            warnings.warn(f"cannot keep moments in {self.file.parent} ({error}); set EDITKIT_CACHE", stacklevel=2)
+        _keep(self.file, {"moment": kept}, {"tokens": str(tokens), "key": self.key})
         return Moment(kept.double(), tokens, self.key)

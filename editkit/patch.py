@@ -99,8 +99,9 @@ class Savable(Protocol):
     def read(cls, tensors: Mapping[str, Tensor], provenance: Provenance) -> Patch: ...
 
 
-# Kinds that a file can hold, by the word that stands in its metadata: `save` writes it (see `write`).
-KINDS: Registry[type[Savable]] = Registry("patch", "")
+# Kinds that a file can hold, by the word that stands in its metadata: `save` writes it (see `write`). A kind that only
+# one operator gives stands beside it, and is found by the scan of the operators' folder.
+KINDS: Registry[type[Savable]] = Registry("patch", "editkit.edit")
 
 
 def load_patch(path: Path) -> Patch:
@@ -132,17 +133,22 @@ def write(path: Path, kind: str, tensors: Mapping[str, Tensor], provenance: Prov
         save_file(kept, str(temporary), metadata=metadata)
 
 
+KEPT = "kept"  # in a file, what follows the parameter's name
+
+
 @KINDS.register("weight/1")
 @dataclass(frozen=True, eq=False)  # no slots: the digest is kept in the instance
 class WeightPatch:
     """Adds a delta to each named parameter: computed in float32 (float64 where the delta is), cast once.
 
-    Parameters of any dtype and either storage order are served; the deltas themselves stay as they were given.
+    Parameters of any dtype and either storage order are served; the deltas themselves stay as they were given. `kept`
+    are keys by parameter name, (d_in, n): what later edits on top of this one must leave as it is (AlphaEdit).
     """
 
     savable: ClassVar[bool] = True
     deltas: Mapping[str, Delta]
     provenance: Provenance = field(default_factory=Provenance)
+    kept: Mapping[str, Tensor] = field(default_factory=dict)
 
     def attach(self, host: Host, undo: Undo) -> None:
         changed = {name: self._changed(host, name, delta) for name, delta in self.deltas.items()}  # all checked first
@@ -172,9 +178,9 @@ class WeightPatch:
 
     @functools.cached_property
     def digest(self) -> str:
-        """sha256 over names, dtypes, shapes and bytes of all deltas, taken once: they must not be written to."""
+        """sha256 over names, dtypes, shapes and bytes of all tensors, taken once: they must not be written to."""
         state = hashlib.sha256()
-        for key, tensor in sorted(flat(self.deltas).items()):
+        for key, tensor in sorted(self._tensors().items()):
             state.update(f"{key} {tensor.dtype} {tuple(tensor.shape)};".encode())
             state.update(bytes_of(tensor))
         return state.hexdigest()
@@ -195,13 +201,17 @@ class WeightPatch:
         """
         if not self.provenance.base:
             raise PatchError(f"cannot write {path}: the patch names no base; give provenance.base, the weights' digest")
-        write(path, "weight/1", flat(self.deltas), self.provenance)
+        write(path, "weight/1", self._tensors(), self.provenance)
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return flat(self.deltas) | {f"{name}:{KEPT}": tensor for name, tensor in self.kept.items()}
 
     @classmethod
     def read(cls, tensors: Mapping[str, Tensor], provenance: Provenance) -> WeightPatch:
         if not provenance.base:
             raise PatchError("its provenance names no `base`, the weights it was made for")
-        return cls(unflat(tensors), provenance)
+        kept = {key.rpartition(":")[0]: tensor for key, tensor in tensors.items() if key.endswith(f":{KEPT}")}
+        return cls(unflat({k: t for k, t in tensors.items() if not k.endswith(f":{KEPT}")}), provenance, kept)
 
     @classmethod
     def load(cls, path: Path) -> WeightPatch:

@@ -1,8 +1,9 @@
-"""What ROME, MEMIT and their kin share: contexts, keys, and the loop over edits (the search for values: `_search`).
+"""What ROME and its kin share: contexts, and the loop over edits of one layer (the search for values: `_search`; the
+update that is spread over several layers: `_spread`).
 
 A method says which layer it edits and hands over its `solve`. The key of a fact is the mean, over the contexts, of
 what `mlp_out` reads at the subject's last token; the search gives the residual, which is added to what `mlp_out` gives
-there. One definition of the key serves both, so that an update with Δ k = r does what the search found.
+there.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from editkit.sampling import TextPlan, sampled_texts
 
 CONTEXT_TOP_K = 5
 
-Solve = Callable[[Float[Tensor, "d_in n"], Float[Tensor, "d_out n"]], tuple[Tensor, Tensor]]
+Solve = Callable[[Target], tuple[Float[Tensor, "d_out 1"], Float[Tensor, "1 d_in"]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +60,7 @@ class Plan:
     def delta(self, edit: Edit, target: Target) -> LowRankDelta:
         """The change that does what the search found. Raises SolveError, which names the subject."""
         try:
-            left, right = self.solve(target.key.cpu()[:, None], target.residual.cpu()[:, None])
+            left, right = self.solve(target)
         except SolveError as error:
             raise SolveError(f"cannot edit {edit.fact.subject!r} at layer {self.layer}: {error}") from None
         return LowRankDelta(left.float(), right.float())

@@ -17,7 +17,7 @@ from torch.nn.functional import pad as zero_pad
 
 from editkit.blocks import frozen
 from editkit.edit._adam import Adam
-from editkit.edit._upper import Reads, Row, Upper, prepare, reads_of
+from editkit.edit._upper import Reads, Row, Upper, after_change, prepare, reads_of
 from editkit.errors import InputError
 from editkit.facts import SLOT, Edit
 from editkit.forward import attention, unembed
@@ -63,10 +63,13 @@ class TargetSearch:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Target:
-    """What was found for one edit: its key, the residual to be added to the value, and how the search went."""
+    """What was found for one edit: its key (the mean over all contexts, and that of the prompt alone), the residual to
+    be added to the value, what the block gives with it after the prompt alone, and how the search went."""
 
     key: Float[Tensor, " d_in"]
+    own_key: Float[Tensor, " d_in"]
     residual: Float[Tensor, " d_out"]
+    state: Float[Tensor, " d_out"]
     notes: dict[str, Any] = field(default_factory=dict)
 
 
@@ -90,11 +93,14 @@ def find_targets(
     search: TargetSearch,
     *,
     seed: int,
+    of_block: bool = False,
     progress: Progress | None = None,
 ) -> list[Target]:
     """Keys and residuals of all edits, each searched for itself, as many together as `TOKENS` and `WIDER` allow.
 
-    Raises SolveError, which names the subject, where an edit cannot be brought about.
+    With `of_block` the residual is measured (clamp and weight decay) by what the block gives instead of by what its
+    `mlp_out` gives; where a norm stands between the two it is measured by the latter all the same. Raises SolveError,
+    which names the subject, where an edit cannot be brought about.
     """
     rows = [rows_of_edit(handle, edit, before) for edit in edits]
     found: dict[int, Target] = {}
@@ -109,7 +115,7 @@ def find_targets(
         for part in _together([_width(own) for own in rows], len(before), search.tokens_per_step, most):
             give_back()
             own = ([edits[edit] for edit in part], [rows[edit] for edit in part])
-            targets = _Search(handle, layer, *own, search, seed).run(progress)
+            targets = _Search(handle, layer, *own, search, seed, of_block).run(progress)
             found.update(zip(part, targets, strict=True))
     return [found[edit] for edit in range(len(edits))]
 
@@ -144,6 +150,7 @@ class _Search:
         rows: Sequence[Sequence[Row]],
         settings: TargetSearch,
         seed: int,
+        of_block: bool,
     ) -> None:
         self.handle, self.settings, self.layer = handle, settings, layer
         self.subjects, self.edits, self.per_edit = [e.fact.subject for e in edits], len(rows), len(rows[0])
@@ -152,7 +159,8 @@ class _Search:
         self.batch = self.all
         self.ends = torch.tensor([len(row.suffix) - 1 for row in self.flat], device=handle.device)
         self.keys = self.all.upper.keys[:, 0].float().unflatten(0, (self.edits, self.per_edit))[:, :-1].mean(1)
-        self.norms = self.all.upper.values[:: self.per_edit, 0].float().norm(dim=1)
+        measure = self.all.upper.hidden if of_block and not handle.arch.mlp_norm else self.all.upper.values
+        self.norms = measure[:: self.per_edit, 0].float().norm(dim=1)
         width = self.all.upper.values.shape[-1]
         self.residual = torch.zeros(self.edits, width, device=handle.device, requires_grad=True)
         self.products = products_of(handle, settings.products, range(layer + 1, handle.layers))
@@ -267,14 +275,17 @@ class _Search:
         self.residual.mul_((self.settings.clamp * self.norms / norms).clamp(max=1)[:, None])
 
     def target(self, edit: int, steps: int, loss: float) -> Target:
-        residual = self.residual[edit].detach().clone()
+        residual, first = self.residual[edit].detach().clone(), edit * self.per_edit
+        upper = self.all.upper
+        state = after_change(self.handle, self.layer, upper.hidden[first, 0], upper.values[first, 0], residual)
         notes = {
             "steps": steps,
             "loss": loss,
             "relative_norm": float(residual.norm() / self.norms[edit]),
             "products": resolved(self.handle, self.settings.products),
         }
-        return Target(self.keys[edit], residual, notes)
+        own = upper.keys[first, 0].float()
+        return Target(self.keys[edit], own, residual, state.detach().float(), notes)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -52,13 +52,13 @@ class Upper:
     positions: Int[Tensor, "rows length"]
     cache: DynamicCache | None
 
+    def moved(self, change: Float[Tensor, "rows length d_out"]) -> Float[Tensor, "rows length d_out"]:
+        """What the block gives when `mlp_out` gives `values + change`; differentiable in `change`."""
+        return after_change(self.handle, self.layer, self.hidden, self.values, change)
+
     def run(self, change: Float[Tensor, "rows length d_out"]) -> Float[Tensor, "rows length d_out"]:
         """Hidden states after the final norm when `mlp_out` gives `values + change`; differentiable in `change`."""
-        if self.handle.arch.mlp_norm:
-            norm = self.handle.module("mlp_norm", self.layer)
-            change = norm((self.values + change).to(self.values.dtype)) - norm(self.values)
-        hidden = self.hidden + change.to(self.hidden.dtype)
-        model = upper(self.handle, self.layer, hidden)
+        model = upper(self.handle, self.layer, self.moved(change))
         return run(model, self.ids, self.mask, self.positions, copied(self.cache))
 
     def rows(self, rows: Int[Tensor, " n"], width: int) -> Upper:
@@ -75,6 +75,14 @@ class Upper:
             self.positions[rows, :width],
             rows_of(self.cache, rows),
         )
+
+
+def after_change(handle: ModelHandle, layer: int, hidden: Tensor, values: Tensor, change: Tensor) -> Tensor:
+    """What block `layer` gives instead of `hidden` when its `mlp_out` gives `values + change` instead of `values`."""
+    if handle.arch.mlp_norm:
+        norm = handle.module("mlp_norm", layer)
+        change = norm((values + change).to(values.dtype)) - norm(values)
+    return hidden + change.to(hidden.dtype)
 
 
 @torch.no_grad()

@@ -17,15 +17,17 @@ from editkit.edit import _search as shared
 from editkit.edit._locate_then_edit import Contexts, Plan, one_after_another
 from editkit.edit._search import TargetSearch, find_targets, rows_of_edit
 from editkit.edit._upper import prepare
+from editkit.edit.r_rome import RROME
 from editkit.edit.rome import ROME
 from editkit.facts import Edit, Fact
-from editkit.linalg import SolveError
+from editkit.linalg import SolveError, rank_one
 from editkit.moments import MomentSettings, second_moments
 from editkit.scoring import score_pairs
 from editkit.tokens import PromptTooLong, encode_pair
 
 SEARCH = TargetSearch(steps=6, learning_rate=0.05, clamp=4.0, weight_decay=0.01, stop_below=0.0)
-OPERATOR = ROME(1, SEARCH, Contexts((3,), 2), MomentSettings(tokens=140, length=20))
+ARGUMENTS = (1, SEARCH, Contexts((3,), 2), MomentSettings(tokens=140, length=20))
+OPERATOR = ROME(*ARGUMENTS)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -171,16 +173,35 @@ def test_the_loss_that_stops_a_search_is_taken_over_all_contexts(handle, steps):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_the_edited_matrix_gives_the_residual_for_the_key_on_top_of_the_old_value(handle_of, layout):
+@pytest.mark.parametrize(("method", "which"), [(ROME, "own_key"), (RROME, "key")])
+def test_the_edited_matrix_gives_the_residual_for_the_key_on_top_of_the_old_value(handle_of, layout, method, which):
+    """ROME for the key of the prompt alone, R-ROME for the mean over the contexts."""
     handle = handle_of(layout)
-    patch = OPERATOR(handle, EDITS[:1], seed=0)
+    patch = method(*ARGUMENTS)(handle, EDITS[:1], seed=0)
     before = OPERATOR.contexts.before(handle, 0)
     [target] = find_targets(handle, EDITS[:1], 1, before, SEARCH, seed=0)
     name = handle.weight_name("mlp_out", 1)
-    old = handle.matrix(name) @ target.key
+    key = getattr(target, which)
+    old = handle.matrix(name) @ key
     with handle.patched(patch):
-        new = handle.matrix(name) @ target.key
+        new = handle.matrix(name) @ key
     assert distance(new - old, target.residual) < 1e-3
+
+
+@pytest.mark.parametrize("layout", ["llama", "gpt2_square", "gemma2"])
+def test_with_the_prompt_alone_as_context_r_rome_is_rome(handle_of, layout):
+    handle = handle_of(layout)
+    one, other = (
+        method(1, SEARCH, Contexts(each=0), OPERATOR.moments)(handle, EDITS[:1], seed=0) for method in (ROME, RROME)
+    )
+    name = handle.weight_name("mlp_out", 1)
+    assert distance(one.deltas[name].dense(), other.deltas[name].dense()) < 1e-6
+
+
+def test_a_prompts_key_at_right_angles_to_the_mean_names_r_rome():
+    factor, key = torch.eye(4, dtype=torch.float64), torch.tensor([1.0, 0, 0, 0])
+    with pytest.raises(SolveError, match="Use r_rome"):
+        rank_one(key, torch.ones(3), factor, at=torch.tensor([1e-3, 1.0, 0, 0]))
 
 
 def test_the_update_reads_the_key_in_the_metric_of_the_moment(handle):
@@ -318,11 +339,11 @@ def test_a_solve_that_fails_names_the_subject_and_leaves_the_model(handle):
     before = handle.fingerprint()
     calls = []
 
-    def solve(key, residual):
+    def solve(target):
         calls.append(1)
         if len(calls) == 2:
             raise SolveError("the key is nothing")
-        return residual, key.T
+        return target.residual[:, None], target.key[None]
 
     with pytest.raises(SolveError, match="cannot edit 'Nina Okafor' at layer 1: the key is nothing"):
         one_after_another(handle, EDITS, Plan(1, SEARCH, Contexts(each=0), solve), seed=0)
