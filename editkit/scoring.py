@@ -136,8 +136,9 @@ def _encode(handle: ModelHandle, ask: Ask, max_new_tokens: int) -> _Encoded:
     most = (max_new_tokens + len(handle.tokenizer(ask.echo, add_special_tokens=False).input_ids)) * ask.generate
     longest = len(ids) + max([most, *(len(t) for t in targets.values())])
     if longest > handle.context:
+        rewritten = "" if prompt == ask.prompt else ", as the patches that are on rewrite it,"
         raise PromptTooLong(
-            f"prompt {ask.prompt[:60]!r}… needs {longest} tokens with its answer, {handle.name!r} takes "
+            f"prompt {ask.prompt[:60]!r}…{rewritten} needs {longest} tokens with its answer, {handle.name!r} takes "
             f"{handle.context}; shorten it"
         )
     return _Encoded(ids, targets, most)

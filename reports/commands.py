@@ -16,7 +16,7 @@ from editkit.facts import ForgetRequest, Record
 from editkit.files import atomic_folder, check_writable
 from editkit.handle import ModelHandle
 from editkit.operators import configured
-from editkit.patch import Patch, load_patch
+from editkit.patch import Patch, WeightPatch, load_patch
 from probes.ask import Job, MemoryStore, run_probes
 from probes.kinds import PROBES, Context
 from probes.metrics import summarise
@@ -49,7 +49,8 @@ def change(task: str, spec: AuditSpec, save: Path, watch: Watch, *, overwrite: b
     verdicts = case.verdicts(patch, ["rewrite"])
     watch.phase("Saving")
     _save(case.handle, patch, save)
-    for line in (f"{part.name} ({source}) on {facts}: {save}", *_passed_over(case.chosen), took(task, verdicts)):
+    what = f"{part.name} ({source}) on {facts}: {save}"
+    for line in (what, *_patch_alone(patch), *_passed_over(case.chosen), took(task, verdicts)):
         out.print(Text(line), soft_wrap=True)
 
 
@@ -117,12 +118,19 @@ def check_save(save: Path, spec: AuditSpec, *, overwrite: bool = False) -> None:
 
 
 def _save(handle: ModelHandle, patch: Patch, save: Path) -> None:
+    """The patch, and the checkpoint of the patched model where the change is one of weights."""
     with handle.patched(patch), atomic_folder(save, mark=PATCH_FILE) as folder:
-        handle.save(folder / "model")
-        for file in (folder / "model").iterdir():
-            file.rename(folder / file.name)
-        (folder / "model").rmdir()
+        if isinstance(patch, WeightPatch):
+            handle.save(folder / "model")
+            for file in (folder / "model").iterdir():
+                file.rename(folder / file.name)
+            (folder / "model").rmdir()
         patch.save(folder / PATCH_FILE)
+
+
+def _patch_alone(patch: Patch) -> Iterator[str]:
+    if not isinstance(patch, WeightPatch):
+        yield f"The weights stay as they are, so the folder holds the patch alone ({PATCH_FILE}) and no checkpoint."
 
 
 def _records(

@@ -193,3 +193,12 @@ def test_options_go_above_the_spec_also_where_they_are_zero(tmp_path, monkeypatc
         (0, 3, False, ["npo"]),
         (5, 3, False, ["npo"]),
     ]
+
+
+def test_a_change_that_is_none_of_weights_is_saved_as_its_patch_alone(ground, tmp_path, monkeypatch):
+    monkeypatch.setenv("EDITKIT_CACHE", str(ground / "cache"))
+    monkeypatch.setattr(out, "width", 200)
+    with out.capture() as said:
+        change("edit", spec_of(ground, "ike"), tmp_path / "saved", Silent())
+    assert [file.name for file in (tmp_path / "saved").iterdir()] == [PATCH_FILE]
+    assert "holds the patch alone" in said.get()
