@@ -34,6 +34,11 @@ def private_cache(folder: str) -> Iterator[None]:
         yield
 
 
+def distance(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """How far two tensors are apart, beside the length of the second."""
+    return float((found - expected).norm() / expected.norm())
+
+
 def ids_and_place(handle: ModelHandle, edit: Edit, context: str) -> tuple[list[int], int, list[int]]:
     """Token ids of prompt and target, where the subject's last token is, and the target's ids."""
     ids, target = encode_pair(handle.tokenizer, context + edit.fact.text, edit.target_new)

@@ -86,7 +86,9 @@ def retained(verdict: Verdict, side: Side) -> float | None:
 def leakage(verdict: Verdict, side: Side) -> float | None:
     """Of the related questions that led the unchanged model to the forgotten answer, how many still do?
 
-    Whether the model could answer the single steps is told beside it and excludes nothing: a shortcut leaks as well.
+    Questions for what follows from the forgotten answer count with the others: there the answer that must not come is
+    what follows, which shows less (see `editkit.held_out`); the report tells them apart by kind. Whether the model
+    could answer the single steps is told beside it and excludes nothing: a shortcut leaks as well.
     """
     return unless_babble(verdict, side, is_class(verdict, side, Class.OLD))
 

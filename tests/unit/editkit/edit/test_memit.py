@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 import torch
 from conftest import LAYOUTS, make_handle
-from edit_examples import ENDING, private_cache, read_by
+from edit_examples import ENDING, distance, private_cache, read_by
 
 from editkit.edit._locate_then_edit import Contexts
 from editkit.edit._search import TargetSearch, find_targets, rows_of_edit
@@ -36,10 +36,6 @@ EACH = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 def cache(tmp_path_factory):
     with private_cache(str(tmp_path_factory.mktemp("cache"))):
         yield
-
-
-def distance(found, expected):
-    return float((found - expected).norm() / expected.norm())
 
 
 def dense(patch):

@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 from conftest import LAYOUTS, make_handle
-from edit_examples import BEFORE, EDITS, ENDING, logits_with, plain_search, private_cache, read_by
+from edit_examples import BEFORE, EDITS, ENDING, distance, logits_with, plain_search, private_cache, read_by
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -22,7 +22,8 @@ from editkit.edit.rome import ROME
 from editkit.facts import Edit, Fact
 from editkit.linalg import SolveError, rank_one
 from editkit.moments import MomentSettings, second_moments
-from editkit.scoring import score_pairs
+from editkit.operators import configured
+from editkit.scoring import Ask, score_pairs, tell
 from editkit.tokens import PromptTooLong, encode_pair
 
 SEARCH = TargetSearch(steps=6, learning_rate=0.05, clamp=4.0, weight_decay=0.01, stop_below=0.0)
@@ -34,10 +35,6 @@ OPERATOR = ROME(*ARGUMENTS)
 def cache(tmp_path_factory):
     with private_cache(str(tmp_path_factory.mktemp("cache"))):
         yield
-
-
-def distance(found, expected):
-    return float((found - expected).norm() / expected.norm())
 
 
 # -- the fast search is the plain one --
@@ -388,3 +385,20 @@ def test_a_model_that_gives_no_numbers_is_an_error():
         handle.model.get_submodule(handle.arch.final_norm).weight.fill_(math.nan)
     with pytest.raises(SolveError, match="not finite; load the model in float32"):
         find_targets(handle, EDITS[:1], 1, [""], SEARCH, seed=0)
+
+
+# -- the real model --
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["rome", "r_rome"])
+def test_on_the_embedded_model_the_tower_moves_and_the_louvre_stays(real_handle, name):
+    """The preset, on a sentence that it is known to serve: other wordings follow, neighbours do not."""
+    edit = Edit(Fact("the Eiffel Tower", "city", "Paris", "{} is located in the city of"), "Rome")
+    moves = ["The Eiffel Tower is located in the city of", "Which city is the Eiffel Tower in? It is in"]
+    stays = ["The Louvre is located in the city of", "The capital of France is"]
+    patch = configured(name, real_handle)[0](real_handle, [edit], seed=0)
+    with real_handle.patched(patch):
+        told = [each.text for each in tell(real_handle, [Ask(prompt) for prompt in (*moves, *stays)])]
+    assert all(text.startswith("Rome") for text in told[:2])
+    assert all(text.startswith("Paris") for text in told[2:])
