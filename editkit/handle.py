@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,15 +17,17 @@ from editkit.errors import InputError
 from editkit.files import atomic_folder
 from editkit.models import DEFAULT_MODEL, LoadOptions, ModelError, load_model, save_model
 from editkit.patch import Patch, PatchError, WeightPatch, bytes_of
+from editkit.stacked import Stacked
 from editkit.undo import Block, Undo
 
 
 @dataclass(slots=True)
 class _Layer:
-    """A patch that is on, and how it is taken off."""
+    """A patch that is on, how it is taken off, and the height of the weights' stack below it."""
 
     patch: Patch
     undo: Undo
+    mark: int
 
 
 @dataclass(eq=False)
@@ -42,6 +44,7 @@ class ModelHandle:
     name: str = "model"
     options: LoadOptions = field(default_factory=LoadOptions)
     prompt_rewrites: list[Callable[[str], str]] = field(default_factory=list)
+    weights: Stacked = field(init=False, repr=False, default_factory=Stacked)  # what patches have added to parameters
     _layers: list[_Layer] = field(default_factory=list)
     _base: str = ""
     # By their names in the base model: a patch that wraps a module moves what is inside to other names.
@@ -138,7 +141,10 @@ class ModelHandle:
     def apply(self, patch: Patch) -> None:
         """Put a patch on. Raises PatchError, and leaves the model as it was, where it does not fit."""
         self._check_base(patch)
-        depth, layer = len(self._layers), _Layer(patch, Undo())
+        self._put_on(patch)
+
+    def _put_on(self, patch: Patch) -> None:
+        depth, layer = len(self._layers), _Layer(patch, Undo(), self.weights.mark)
         try:
             self._layers.append(layer)  # before attaching: whatever strikes, it is known what to take back
             patch.attach(self, layer.undo)
@@ -167,7 +173,41 @@ class ModelHandle:
 
         return Block(open)
 
+    def remove(self, place: int) -> Patch:
+        """Take out patch number `place` (0: the oldest) from below others, which stay in their order; gives it back.
+
+        The others are as they were made, those above it on a model that had it: `editkit.interference` tells what
+        that does to them. Raises PatchError, and leaves all on, where one above does not go on without it.
+        """
+        if not 0 <= place < len(self._layers):
+            raise InputError(f"no patch number {place}; {len(self._layers)} patches are on, counted from 0")
+        whole = self.patches
+        try:
+            self._restack(place, whole[place + 1 :])
+        except BaseException:
+            self._restack(place, whole[place:])
+            raise
+        return whole[place]
+
+    def without(self, place: int) -> Block[ModelHandle]:
+        """Patch number `place` is out within the block, as `remove` takes it, and back in its place after it."""
+
+        def open(undo: Undo) -> ModelHandle:
+            undo.callback(self._restack, place, self.patches[place:])
+            self.remove(place)
+            return self
+
+        return Block(open)
+
+    def _restack(self, depth: int, patches: Sequence[Patch]) -> None:
+        """Take all off above `depth`, and put these on, whatever they were made on top of."""
+        self.rollback(depth)
+        for patch in patches:
+            self._put_on(patch)
+
     def _take_off(self, depth: int) -> None:
+        if len(self._layers) > depth:
+            self.weights.back_to(self._layers[depth].mark)  # at once: one by one a stack would be made again each time
         while len(self._layers) > depth:
             self._layers[-1].undo.close()
             self._layers.pop()

@@ -32,6 +32,7 @@ from editkit.files import atomic_path
 from editkit.hooks import rewrite_output
 from editkit.provenance import Provenance, read_provenance, written
 from editkit.registry import Registry
+from editkit.stacked import Stacked
 from editkit.tensor_files import disk_errors
 from editkit.undo import Undo
 
@@ -58,6 +59,7 @@ class Host(Protocol):
 
     model: nn.Module
     prompt_rewrites: list[Callable[[str], str]]
+    weights: Stacked
 
     def parameter(self, name: str) -> nn.Parameter: ...
     def is_transposed(self, name: str) -> bool: ...
@@ -151,30 +153,10 @@ class WeightPatch:
     kept: Mapping[str, Tensor] = field(default_factory=dict)
 
     def attach(self, host: Host, undo: Undo) -> None:
-        changed = {name: self._changed(host, name, delta) for name, delta in self.deltas.items()}  # all checked first
-        for name, value in changed.items():
-            parameter = host.parameter(name)
-            kept = parameter.detach().clone()
-            undo.callback(_overwrite, parameter, kept)
-            _overwrite(parameter, value)
-
-    def _changed(self, host: Host, name: str, delta: Delta) -> Tensor:
-        parameter = host.parameter(name)
-        if parameter.is_meta:
-            raise PatchError(f"parameter {name!r} is offloaded (meta tensor); load the model without disk offload")
-        added = delta.dense().to(parameter.device)
-        if host.is_transposed(name):
-            added = added.T
-        if added.shape != parameter.shape:
-            raise PatchError(f"delta of {name!r} has shape {tuple(added.shape)}, the model {tuple(parameter.shape)}")
-        wide = torch.promote_types(added.dtype, torch.float32)
-        value = (parameter.detach().to(wide) + added.to(wide)).to(parameter.dtype)
-        if not torch.isfinite(value).all():
-            raise PatchError(
-                f"{name!r} would hold values that are not finite in {parameter.dtype}; "
-                "use a wider dtype or a smaller edit"
-            )
-        return value
+        undo.callback(host.weights.back_to, host.weights.mark)
+        for name, delta in self.deltas.items():
+            change = functools.partial(_plus, name, delta, host.is_transposed(name))
+            host.weights.put(name, host.parameter(name), change)
 
     @functools.cached_property
     def digest(self) -> str:
@@ -302,5 +284,19 @@ class PromptPatch(_OfCode):
 
 
 @torch.no_grad()
-def _overwrite(parameter: nn.Parameter, value: Tensor) -> None:
-    parameter.copy_(value)
+def _plus(name: str, delta: Delta, transposed: bool, value: Tensor) -> Tensor:
+    """A parameter's value with the delta. Raises PatchError where the two do not fit."""
+    if value.is_meta:
+        raise PatchError(f"parameter {name!r} is offloaded (meta tensor); load the model without disk offload")
+    added = delta.dense().to(value.device)
+    if transposed:
+        added = added.T
+    if added.shape != value.shape:
+        raise PatchError(f"delta of {name!r} has shape {tuple(added.shape)}, the model {tuple(value.shape)}")
+    wide = torch.promote_types(added.dtype, torch.float32)
+    changed = (value.to(wide) + added.to(wide)).to(value.dtype)
+    if not torch.isfinite(changed).all():
+        raise PatchError(
+            f"{name!r} would hold values that are not finite in {value.dtype}; use a wider dtype or a smaller edit"
+        )
+    return changed

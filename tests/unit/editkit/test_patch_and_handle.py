@@ -119,7 +119,7 @@ def test_an_error_while_attaching_restores(handle, monkeypatch, error, strikes_a
         with torch.no_grad():
             parameter.copy_(value)
 
-    monkeypatch.setattr("editkit.patch._overwrite", overwrite)
+    monkeypatch.setattr("editkit.stacked._overwrite", overwrite)
     with pytest.raises(error):
         handle.apply(patch)
     assert calls[strikes_at] == "struck"
