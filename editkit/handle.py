@@ -36,6 +36,9 @@ class ModelHandle:
 
     A patch changes the model in place; `rollback` and the end of `patched` restore it to the bit, in any nesting and
     also after an exception or Ctrl-C. Not to be shared between threads.
+
+    `memo` is what operators, by their names, would rather not compute again in their next call. It is no state: all in
+    it must be found by what it depends on, and to empty it changes no result.
     """
 
     model: nn.Module
@@ -44,6 +47,7 @@ class ModelHandle:
     name: str = "model"
     options: LoadOptions = field(default_factory=LoadOptions)
     prompt_rewrites: list[Callable[[str], str]] = field(default_factory=list)
+    memo: dict[str, Any] = field(init=False, repr=False, default_factory=dict)
     weights: Stacked = field(init=False, repr=False, default_factory=Stacked)  # what patches have added to parameters
     _layers: list[_Layer] = field(default_factory=list)
     _base: str = ""

@@ -140,39 +140,86 @@ def _through(gram: Float[Tensor, "n n"], residual: Float[Tensor, "d_out n"]) -> 
     return torch.cholesky_solve(residual.double().T, factor).T
 
 
-def within(
-    basis: Float[Tensor, "d m"],
-    keys: Float[Tensor, "d n"],
-    residual: Float[Tensor, "d_out n"],
-    past: Float[Tensor, "d p"],
-    *,
-    weight: float,
-) -> tuple[Float[Tensor, "d_out n"], Float[Tensor, "n d"]]:
-    """AlphaEdit's update Δ = R Kᵀ P (K_p K_pᵀ P + K Kᵀ P + L₂ I)⁻¹ with P = U Uᵀ, U the `basis` of the null space.
+class NullSpace:
+    """Updates that may only read the directions of an orthonormal `basis` (d, m), and the keys of earlier edits, whose
+    values must stay. `weight` is L₂ > 0.
 
-    Of all Δ = Δ P the one with the least ‖Δ K − R‖² + ‖Δ K_p‖² + L₂ ‖Δ‖²: keys outside the null space keep what they
-    bring forth to the bit of the basis, those of `past` nearly. In the coordinates of the basis the matrix is
-    L₂ I + K̂_p K̂_pᵀ + K̂ K̂ᵀ; by Woodbury's identity only systems of as many rows as there are keys are solved (Fang et
-    al. 2025, arXiv:2410.02355, equation 12). Raises SolveError for keys of which nothing lies in the null space.
+    Earlier keys are kept in the coordinates of the basis with the Cholesky factor of L₂ I + K̂_pᵀ K̂_p, which grows by
+    what is new: of a thousand edits one after another none costs much more than the first.
     """
-    inside = basis.T @ keys.double()
-    if not (inside.norm(dim=0) > LEAST_INSIDE * keys.double().norm(dim=0)).all():
-        raise SolveError(
-            "the key of a fact lies outside the null space of the layer's usual keys, so nothing may be changed for "
-            "it; raise the threshold, or edit at another layer"
-        )
-    before = basis.T @ past.double()
-    if before.shape[1]:  # (L₂ I + K̂_p K̂_pᵀ)⁻¹ K̂
-        gram = before.T @ before + weight * torch.eye(before.shape[1], dtype=torch.float64)
-        solved = (inside - before @ _solve(gram, before.T @ inside)) / weight
-    else:
-        solved = inside / weight
-    middle = torch.eye(inside.shape[1], dtype=torch.float64) + inside.T @ solved
-    return _through((middle + middle.T) / 2, residual), (basis @ solved).T
+
+    __slots__ = ("_factor", "_inside", "_past", "basis", "weight")
+
+    def __init__(self, basis: Float[Tensor, "d m"], weight: float) -> None:
+        self.basis, self.weight = basis, weight
+        self._forget()
+
+    def _forget(self) -> None:
+        self._past = _Growing(torch.zeros(len(self.basis), 0, dtype=torch.float64))
+        self._inside = _Growing(torch.zeros(self.basis.shape[1], 0, dtype=torch.float64))
+        self._factor = torch.zeros(0, 0, dtype=torch.float64)
+
+    def update(
+        self, keys: Float[Tensor, "d n"], residual: Float[Tensor, "d_out n"], past: Float[Tensor, "d p"]
+    ) -> tuple[Float[Tensor, "d_out n"], Float[Tensor, "n d"]]:
+        """AlphaEdit's update Δ = R Kᵀ P (K_p K_pᵀ P + K Kᵀ P + L₂ I)⁻¹ with P = U Uᵀ, U the basis.
+
+        Of all Δ = Δ P the one with the least ‖Δ K − R‖² + ‖Δ K_p‖² + L₂ ‖Δ‖²: keys outside the null space keep what
+        they bring forth to the bit of the basis, those of `past` nearly. In the coordinates of the basis the matrix is
+        L₂ I + K̂_p K̂_pᵀ + K̂ K̂ᵀ; by Woodbury's identity only systems of as many rows as there are keys are solved (Fang
+        et al. 2025, arXiv:2410.02355, equation 12). Raises SolveError for keys of which nothing lies in the null space.
+        """
+        inside = self.basis.T @ keys.double()
+        if not (inside.norm(dim=0) > LEAST_INSIDE * keys.double().norm(dim=0)).all():
+            raise SolveError(
+                "the key of a fact lies outside the null space of the layer's usual keys, so nothing may be changed "
+                "for it; raise the threshold, or edit at another layer"
+            )
+        self._hold(past.double())
+        before = self._inside.value  # (L₂ I + K̂_p K̂_pᵀ)⁻¹ K̂
+        solved = (inside - before @ torch.cholesky_solve(before.T @ inside, self._factor)) / self.weight
+        middle = torch.eye(inside.shape[1], dtype=torch.float64) + inside.T @ solved
+        return _through((middle + middle.T) / 2, residual), (self.basis @ solved).T
+
+    def _hold(self, past: Float[Tensor, "d p"]) -> None:
+        """Have exactly the keys of `past` as those of earlier edits."""
+        there = self._past.value.shape[1]
+        if there > past.shape[1] or not torch.equal(self._past.value, past[:, :there]):
+            self._forget()
+            there = 0
+        if new := past.shape[1] - there:
+            self._add(past[:, -new:])
+
+    def _add(self, keys: Float[Tensor, "d q"]) -> None:
+        inside = self.basis.T @ keys
+        gram = inside.T @ inside + self.weight * torch.eye(inside.shape[1], dtype=torch.float64)
+        across = torch.linalg.solve_triangular(self._factor, self._inside.value.T @ inside, upper=False)
+        corner, failed = torch.linalg.cholesky_ex(gram - across.T @ across)
+        if failed:
+            raise SolveError("the keys of earlier edits are no longer independent in float64; raise the weight")
+        above = torch.cat([self._factor, torch.zeros_like(across)], 1)
+        self._factor = torch.cat([above, torch.cat([across.T, corner], 1)])
+        self._inside.add(inside)
+        self._past.add(keys)
 
 
-def _solve(gram: Float[Tensor, "p p"], right: Float[Tensor, "p n"]) -> Float[Tensor, "p n"]:
-    factor, failed = torch.linalg.cholesky_ex(gram)
-    if failed:
-        raise SolveError("the keys of earlier edits are no longer independent in float64; raise the weight")
-    return torch.cholesky_solve(right, factor)
+class _Growing:
+    """A matrix that gets columns at its end, without being copied each time."""
+
+    __slots__ = ("_columns", "_room")
+
+    def __init__(self, value: Float[Tensor, "d n"]) -> None:
+        self._room, self._columns = value.T.clone(), value.shape[1]
+
+    @property
+    def value(self) -> Float[Tensor, "d n"]:
+        return self._room[: self._columns].T
+
+    def add(self, columns: Float[Tensor, "d q"]) -> None:
+        end = self._columns + columns.shape[1]
+        if end > len(self._room):
+            room = columns.new_empty(max(end, 2 * len(self._room)), len(columns))
+            room[: self._columns] = self._room[: self._columns]
+            self._room = room
+        self._room[self._columns : end] = columns.T
+        self._columns = end

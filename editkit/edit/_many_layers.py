@@ -43,8 +43,9 @@ class ManyLayers:
             raise InputError(f"batch {self.batch} is no number of edits; 0 means all together")
 
     @abstractmethod
-    def solver(self, moments: Mapping[int, Moment]) -> tuple[Solve, dict[str, Any]]:
-        """The method's update, ready for the second moments of its layers; and notes on it."""
+    def solver(self, moments: Mapping[int, Moment], memo: dict[str, Any]) -> tuple[Solve, dict[str, Any]]:
+        """The method's update, ready for the second moments of its layers; and notes on it. `memo` is the handle's:
+        what would take long to make again in the next call."""
 
     def __call__(
         self, handle: ModelHandle, edits: Sequence[Edit], *, seed: int, progress: Progress | None = None
@@ -82,7 +83,7 @@ class ManyLayers:
 
     def _plan(self, handle: ModelHandle, progress: Progress | None) -> tuple[Plan, dict[str, Any]]:
         moments = second_moments(handle, self.layers, self.moments, progress=progress)
-        solve, notes = self.solver(moments)
+        solve, notes = self.solver(moments, handle.memo)
         about = {
             "moments": [moments[layer].key for layer in self.layers],
             "moment_tokens": moments[self.layers[0]].tokens,

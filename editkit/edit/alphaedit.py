@@ -26,7 +26,7 @@ from typing import Any, ClassVar
 from editkit.edit._many_layers import ManyLayers
 from editkit.edit._spread import Keys, Solve
 from editkit.errors import InputError
-from editkit.linalg import null_space, within
+from editkit.linalg import NullSpace, null_space
 from editkit.moments import Moment, spectrum
 from editkit.operators import EDITS
 
@@ -47,14 +47,22 @@ class AlphaEdit(ManyLayers):
         if self.threshold <= 0 or not 0 <= self.directions < 1 or self.ridge <= 0:
             raise InputError(f"{self} needs threshold > 0, directions from 0 to below 1 and ridge > 0")
 
-    def solver(self, moments: Mapping[int, Moment]) -> tuple[Solve, dict[str, Any]]:
-        bases = {}
-        for layer, moment in moments.items():
-            values, vectors = spectrum(moment)
-            bound = float(values[int(self.directions * len(values))]) if self.directions else self.threshold
-            bases[layer] = null_space(values, vectors, threshold=bound)
+    def solver(self, moments: Mapping[int, Moment], memo: dict[str, Any]) -> tuple[Solve, dict[str, Any]]:
+        spaces = memo[self.name] = {
+            each: memo.get(self.name, {}).get(each) or self._space(moment)
+            for each, moment in ((self._about(moment), moment) for moment in moments.values())
+        }
 
         def solve(layer: int, keys: Keys, residuals: Any, past: Keys) -> Any:
-            return within(bases[layer], keys, residuals, past, weight=self.ridge)
+            return spaces[self._about(moments[layer])].update(keys, residuals, past)
 
-        return solve, {"null_space": [basis.shape[1] for basis in bases.values()]}
+        return solve, {"null_space": [space.basis.shape[1] for space in spaces.values()]}
+
+    def _about(self, moment: Moment) -> tuple[Any, ...]:
+        """All that a null space depends on."""
+        return moment.key, self.threshold, self.directions, self.ridge
+
+    def _space(self, moment: Moment) -> NullSpace:
+        values, vectors = spectrum(moment)
+        bound = float(values[int(self.directions * len(values))]) if self.directions else self.threshold
+        return NullSpace(null_space(values, vectors, threshold=bound), self.ridge)

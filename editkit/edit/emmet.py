@@ -38,7 +38,7 @@ class EMMET(ManyLayers):
         if self.ridge < 0:
             raise InputError(f"ridge {self.ridge} is below 0")
 
-    def solver(self, moments: Mapping[int, Moment]) -> tuple[Solve, dict[str, Any]]:
+    def solver(self, moments: Mapping[int, Moment], memo: dict[str, Any]) -> tuple[Solve, dict[str, Any]]:
         factors = {layer: cholesky(moment.matrix) for layer, moment in moments.items()}
 
         def solve(layer: int, keys: Keys, residuals: Any, past: Keys) -> Any:

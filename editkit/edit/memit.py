@@ -44,7 +44,7 @@ class MEMIT(ManyLayers):
         if self.moment_weight <= 0:
             raise InputError(f"moment_weight {self.moment_weight} is not above 0; C must weigh something")
 
-    def solver(self, moments: Mapping[int, Moment]) -> tuple[Solve, dict[str, Any]]:
+    def solver(self, moments: Mapping[int, Moment], memo: dict[str, Any]) -> tuple[Solve, dict[str, Any]]:
         factors = {layer: cholesky(moment.matrix) for layer, moment in moments.items()}
 
         def solve(layer: int, keys: Keys, residuals: Any, past: Keys) -> Any:
