@@ -221,12 +221,22 @@ def _at_depth(value: Any, layers: int) -> Any:
 
 
 def provenance_of(name: str, operator: Any, handle: ModelHandle, request: Any, seed: int, **notes: Any) -> Provenance:
-    """What a patch says of its making. `notes` are the method's own findings (losses, steps)."""
+    """What a patch says of its making. `notes` are the method's own findings (losses, steps); the patches below it and
+    the edits that it was made for are told with them."""
     asked = hashlib.sha256(json.dumps(_plain(request), sort_keys=True).encode()).hexdigest()
     versions = {package: version(package) for package in ("torch", "transformers")} | {"editkit": __version__}
     on_top_of = [patch.digest for patch in handle.patches]
-    notes = notes | ({"on_top_of": on_top_of} if on_top_of else {})
+    notes |= {"on_top_of": on_top_of} if on_top_of else {}
+    notes |= _told(request)
     return Provenance(name, settings_of(operator), seed, handle.base_digest, asked, versions, notes)
+
+
+def _told(request: Any) -> dict[str, Any]:
+    """The edits of a request, so that a patch can be asked for what it did; what is to be forgotten is not told."""
+    if not isinstance(request, Sequence) or not all(isinstance(each, Edit) for each in request):
+        return {}
+    facts = ((edit.fact, edit.target_new) for edit in request)
+    return {"edits": [{"prompt": f.text, "subject": f.subject, "target_new": new} for f, new in facts]}
 
 
 def _plain(request: Any) -> Any:

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from editkit import __version__
-from reports import commands
+from reports import commands, removing
 from reports.audit import run
 from reports.console import EXIT, Bars, OneLine, one_line_errors, out
 from reports.listing import LISTS, show
@@ -66,6 +66,10 @@ Save = Annotated[
     typer.Option("--save", help="A new folder for the patched model: a normal transformers checkpoint, and the patch."),
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what an earlier --save wrote to that folder.")]
+On = Annotated[
+    list[Path] | None,
+    typer.Option("--on", help="A patch that --save wrote, put on first; may be given more than once, oldest first."),
+]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 # Where in a spec the options stand, by the names of the commands' parameters.
@@ -165,6 +169,7 @@ def edit(
     facts: OwnFacts,
     save: Save,
     operator: Operator = "rome",
+    on: On = None,
     model: Model = None,
     n: Number = None,
     all_facts: AllFacts = False,
@@ -176,11 +181,11 @@ def edit(
     overwrite: Overwrite = False,
     debug: Debug = False,
 ) -> None:
-    """Edit facts in a model, all in one change, and save it."""
+    """Edit facts in a model, all in one change, and save it; with --on it comes on top of earlier ones."""
     given = locals()
     with one_line_errors(debug), Bars() as bars:
         asked = _asked(given)
-        commands.change("edit", asked, save, bars, overwrite=overwrite)
+        commands.change("edit", asked, save, bars, on=on or (), overwrite=overwrite)
 
 
 @app.command()
@@ -215,6 +220,7 @@ def probe(
             "--patch", help="A patch that --save wrote; without one the questions are listed, and no model is loaded."
         ),
     ] = None,
+    on: On = None,
     probe: Probes = None,
     model: Model = None,
     n: Number = None,
@@ -235,7 +241,29 @@ def probe(
         if patch is None:
             commands.listed(task, asked, bars)
         else:
-            commands.probe(task, asked, patch, bars)
+            commands.probe(task, asked, patch, bars, on=on or ())
+
+
+@app.command()
+def remove(
+    patch: Annotated[
+        list[Path], typer.Option("--patch", help="A patch that --save wrote; given more than once, oldest first.")
+    ],
+    take_out: Annotated[Path, typer.Option("--take-out", help="Which of the patches goes.")],
+    save: Annotated[
+        Path | None, typer.Option("--save", help="A new folder for the model with the others, a normal checkpoint.")
+    ] = None,
+    model: Model = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    allow_pickle: Pickle = False,
+    trust_remote_code: Remote = False,
+    debug: Debug = False,
+) -> None:
+    """Take one patch out from among others, and tell what that does to them."""
+    given = {key: value for key, value in locals().items() if key not in ("patch", "take_out", "save")}
+    with one_line_errors(debug), Bars() as bars:
+        removing.remove(_asked(given), patch, take_out, save, bars)
 
 
 def _version(wanted: bool) -> None:

@@ -30,16 +30,19 @@ from reports.wording import CLASSES, metric_title, plural, probe_title, told, va
 PATCH_FILE = "editkit_patch.safetensors"
 
 
-def change(task: str, spec: AuditSpec, save: Path, watch: Watch, *, overwrite: bool = False) -> None:
+def change(
+    task: str, spec: AuditSpec, save: Path, watch: Watch, *, on: Sequence[Path] = (), overwrite: bool = False
+) -> None:
     """Compute one patch for all facts, put it on, ask for the facts, and save checkpoint and patch in one folder.
 
-    What cannot be saved is refused before a model is loaded. Exit code 0 says that it was saved, not that it took.
+    `on` are patches that come first, oldest first. What cannot be saved is refused before a model is loaded. Exit code
+    0 says that it was saved, not that it took.
     """
     [part] = spec.operators
     if part.task != task:
         raise InputError(f"{part.name!r} is an operator for `editkit {part.task}`; `editkit list operators` shows all")
     check_save(save, spec, overwrite=overwrite)
-    case = _Opened.of(task, spec, watch)
+    case = _Opened.of(task, spec, watch, on=[load_patch(file) for file in on])
     operator, source = configured(part.name, case.handle, part.settings)
     facts = plural(len(case.records), "fact")
     watch.phase(f"{part.name} on {facts}")
@@ -67,11 +70,16 @@ class _Opened:
     store: MemoryStore
 
     @classmethod
-    def of(cls, task: str, spec: AuditSpec, watch: Watch, patch: Patch | None = None) -> _Opened:
-        """Load the model and choose the facts. A patch of another model is refused before anything is asked."""
+    def of(
+        cls, task: str, spec: AuditSpec, watch: Watch, patch: Patch | None = None, *, on: Sequence[Patch] = ()
+    ) -> _Opened:
+        """Load the model, put `on` on it and choose the facts. A patch that does not fit there is refused before
+        anything is asked."""
         base = load(spec.facts.source)
         watch.phase(f"Loading {spec.model.name}")
         handle = ModelHandle.load(spec.model.name, spec.model.options())
+        for below in on:
+            handle.apply(below)
         if patch is not None:
             with handle.patched(patch):
                 pass
@@ -179,10 +187,10 @@ def took(task: str, verdicts: Sequence[Verdict]) -> str:
 # Probing --
 
 
-def probe(task: str, spec: AuditSpec, patch: Path, watch: Watch) -> None:
-    """Ask the questions before and after a patch."""
+def probe(task: str, spec: AuditSpec, patch: Path, watch: Watch, *, on: Sequence[Path] = ()) -> None:
+    """Ask the questions before and after a patch, on top of the patches `on`."""
     read = load_patch(patch)
-    case = _Opened.of(task, spec, watch, read)
+    case = _Opened.of(task, spec, watch, read, on=[load_patch(file) for file in on])
     watch.phase("Asking")
     verdicts = case.verdicts(read, spec.probes)
     rows = [

@@ -295,3 +295,33 @@ def test_a_patch_of_another_model_is_refused(editkit, tmp_path, model):
         "probe", "--facts", path, "--model", model, "--patch", tmp_path / "p.safetensors", "-p", "rewrite", code=2
     )
     assert "the patch was made for weights" in output
+
+
+def test_edits_on_top_of_each_other_are_saved_and_one_is_taken_out_from_below(editkit, tmp_path, model):
+    from editkit.handle import ModelHandle, weights_digest
+    from editkit.patch import load_patch
+
+    path, files = facts(tmp_path, GOOD), []
+    for number in range(3):
+        folder = tmp_path / f"edit{number}"
+        on = [part for file in files for part in ("--on", file)]
+        settings = ["--facts", path, "--model", model, "--operator", "ft_l", "--all-facts", "--save", folder]
+        editkit("edit", *settings, *on, code=0)
+        files.append(folder / "editkit_patch.safetensors")
+    given = [part for file in files for part in ("--patch", file)]
+    output = editkit("remove", *given, "--take-out", files[1], "--model", model, "--save", tmp_path / "left", code=0)
+    told = " ".join(output.split())
+    assert "of its own 1 edit" in told and "of 2 edits of the others" in told
+    handle = ModelHandle.load(model)
+    for file in files:
+        handle.apply(load_patch(file))
+    handle.remove(1)
+    left = ModelHandle.load(str(tmp_path / "left"))
+    assert left.base_digest == weights_digest(handle.model)
+    output = editkit("probe", "--facts", path, "--model", model, "--all-facts", "-p", "rewrite", "--patch", files[2], code=2)  # fmt: skip
+    assert "was made on top of other patches" in output
+    editkit("probe", "--facts", path, "--model", model, "--all-facts", "-p", "rewrite", "--patch", files[2], "--on", files[0], "--on", files[1], code=0)  # fmt: skip
+    for wrong in (files[0].parent / "none", files[0]):
+        again = [*given, "--patch", files[0]]
+        output = editkit("remove", *again, "--take-out", wrong, "--model", model, code=2)
+        assert "must be one of the patches, named once" in " ".join(output.split())
