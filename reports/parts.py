@@ -81,7 +81,9 @@ class FactsPart(_Part):
 
 
 class OperatorPart(_Part):
-    """One operator; `n` defaults to the facts' n, `arms` to what its task allows, `settings` go above its preset."""
+    """One operator; `n` defaults to the facts' n, `settings` go above its preset. `arms`: an edit operator is tried on
+    one fact at a time and on all stacked, and where it is asked for in one change for all ("joint"); an unlearner in
+    one change."""
 
     name: str
     n: Number | None = None
@@ -107,11 +109,12 @@ class OperatorPart(_Part):
             return data
         task, kind = operator_class(data["name"])
         check_settings(kind, data.get("settings") or {})
-        allowed = ("single", "stacked") if task == "edit" else ("joint",)
+        usual = ("single", "stacked") if task == "edit" else ("joint",)
+        allowed = dict.fromkeys((*usual, "joint"))
         for arm in data.get("arms") or ():
             if arm not in allowed:
                 raise ValueError(f"operator {data['name']!r} has no arm {arm!r}; there is {', '.join(allowed)}")
-        return {**data, "arms": data.get("arms") or allowed, "settings": without_null(data.get("settings") or {})}
+        return {**data, "arms": data.get("arms") or usual, "settings": without_null(data.get("settings") or {})}
 
 
 def without_null(value: Any) -> Any:

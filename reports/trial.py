@@ -136,23 +136,28 @@ class Trial:
             self.session.notes.append(note)
             self.session.watch.say(note)
 
-    def joint(self, records: Sequence[ForgetRecord]) -> None:
-        """One request for all facts."""
-        spec, base, ids = self.session.spec, self.session.base, [record.id for record in records]
-        watch = self.session.watch
-        retain = base.retain_examples(ids, spec.facts.retain, spec.seed, self.session.chosen.known)
-        request = ForgetRequest(tuple(e for r in records for e in r.examples), retain)
-        watch.phase(f"{self.part.name}, forgetting {len(records)} facts")
-
-        def told(step: TrainStep) -> None:
-            watch.at(step.steps, step.step)
-            watch.step(0, note=f"forget {step.forget:.2f}, retain {step.retain:.2f}")
+    def joint(self, records: Sequence[Any]) -> None:
+        """One change for all facts."""
+        edit, watch, seed = self.part.task == "edit", self.session.watch, self.session.spec.seed
+        doing = f"editing {len(records)} facts at once" if edit else f"forgetting {len(records)} facts"
+        watch.phase(f"{self.part.name}, {doing}")
+        request = [record.edit for record in records] if edit else self._request(records)
+        progress = self._told("") if edit else self._trained
 
         def call(_: list[str]) -> list[Patch]:
-            return [self.operator(self.session.handle, request, seed=spec.seed, progress=told)]
+            return [self.operator(self.session.handle, request, seed=seed, progress=progress)]
 
-        found = self._kept({self._id("joint", "all"): ids}, call)
+        found = self._kept({self._id("joint", "all"): [record.id for record in records]}, call)
         self._ask("joint", [(tuple(patch for patch, _ in found.made.values()), records)])
+
+    def _request(self, records: Sequence[ForgetRecord]) -> ForgetRequest:
+        spec, ids = self.session.spec, [record.id for record in records]
+        retain = self.session.base.retain_examples(ids, spec.facts.retain, spec.seed, self.session.chosen.known)
+        return ForgetRequest(tuple(example for record in records for example in record.examples), retain)
+
+    def _trained(self, step: TrainStep) -> None:
+        self.session.watch.at(step.steps, step.step)
+        self.session.watch.step(0, note=f"forget {step.forget:.2f}, retain {step.retain:.2f}")
 
     def _told(self, whose: str) -> Callable[[str, int, int], None]:
         return lambda what, done, total: self.session.watch.step(0, note=f"{whose}{what} {done}/{total}")

@@ -244,3 +244,11 @@ def test_a_damaged_record_is_bad_input(ground, tmp_path, kind, field, value):
     write_entries(tmp_path, entries)
     with pytest.raises(RecordError, match=f"an entry of kind '{kind}' is damaged"):
         run(spec, tmp_path)
+
+
+def test_an_edit_operator_is_tried_in_one_change_for_all_where_that_is_asked_for(ground, tmp_path):
+    audit = run(spec_of(ground, {"name": "picky", "arms": ["joint"]}), tmp_path)
+    [change] = audit.changes
+    assert (change.arm, {*change.facts}) == ("joint", {"france", "italy", "japan", "peru"})
+    assert judged(audit, "joint") == {*change.facts} and not judged(audit, "single")
+    assert [sorted(subjects) for subjects in Picky.asked] == [["France", "Italy", "Japan", "Peru"]], "one call for all"
