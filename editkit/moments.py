@@ -101,6 +101,13 @@ def second_moments(
     return found
 
 
+def kept(handle: ModelHandle, layers: Sequence[int], settings: MomentSettings | None = None) -> dict[int, bool]:
+    """Of each layer, whether `second_moments` would find C in the cache folder; else it has to be measured."""
+    settings = _with_tokens(handle, layers, settings or MomentSettings())
+    digest = _corpus(handle, settings, None, None).digest
+    return {layer: _Place(handle, layer, settings, digest).file.is_file() for layer in layers}
+
+
 def spectrum(moment: Moment) -> tuple[Float[Tensor, " d"], Float[Tensor, "d d"]]:
     """Eigenvalues of C, rising, and its eigenvectors as columns; from the cache folder where they were found before:
     for a large matrix they take minutes."""

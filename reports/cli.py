@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from editkit import __version__
+from editkit.errors import InputError
 from reports import commands, removing
 from reports.audit import run
 from reports.console import EXIT, Bars, OneLine, one_line_errors, out
@@ -61,9 +62,11 @@ Pickle = Annotated[bool, typer.Option("--allow-pickle", help="Read pickle weight
 Remote = Annotated[bool, typer.Option("--trust-remote-code", help="Run the model author's code.")]
 Out = Annotated[Path | None, typer.Option("--out", help="The run folder; by default one below runs/.")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Begin anew instead of resuming.")]
-Save = Annotated[
-    Path,
-    typer.Option("--save", help="A new folder for the patched model: a normal transformers checkpoint, and the patch."),
+SAVED = "A new folder for the patched model: a normal transformers checkpoint, and the patch."
+Save = Annotated[Path, typer.Option("--save", help=SAVED)]
+SaveOrPlan = Annotated[Path | None, typer.Option("--save", help=SAVED)]
+Dry = Annotated[
+    bool, typer.Option("--dry-run", help="Try the first facts, say what all will take and what is wrong; save nothing.")
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what an earlier --save wrote to that folder.")]
 On = Annotated[
@@ -167,7 +170,7 @@ def list_(
 @app.command()
 def edit(
     facts: OwnFacts,
-    save: Save,
+    save: SaveOrPlan = None,
     operator: Operator = "rome",
     on: On = None,
     model: Model = None,
@@ -179,13 +182,19 @@ def edit(
     allow_pickle: Pickle = False,
     trust_remote_code: Remote = False,
     overwrite: Overwrite = False,
+    dry_run: Dry = False,
     debug: Debug = False,
 ) -> None:
     """Edit facts in a model, all in one change, and save it; with --on it comes on top of earlier ones."""
     given = locals()
     with one_line_errors(debug), Bars() as bars:
         asked = _asked(given)
-        commands.change("edit", asked, save, bars, on=on or (), overwrite=overwrite)
+        if dry_run:
+            commands.plan(asked, bars, on=on or ())
+        elif save is None:
+            raise InputError("where shall the edited model go? Give --save FOLDER, or --dry-run to see what it takes")
+        else:
+            commands.change("edit", asked, save, bars, on=on or (), overwrite=overwrite)
 
 
 @app.command()

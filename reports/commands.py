@@ -17,17 +17,27 @@ from editkit.files import atomic_folder, check_writable
 from editkit.handle import ModelHandle
 from editkit.operators import configured
 from editkit.patch import Patch, WeightPatch, load_patch
+from editkit.preflight import LARGE_CHANGE
 from probes.ask import Job, MemoryStore, run_probes
 from probes.kinds import PROBES, Context
 from probes.metrics import summarise
 from probes.verdict import Class, Verdict
 from reports.choose import Chosen, in_order, select
 from reports.console import out, table
+from reports.planning import check, show_plan
 from reports.spec import AuditSpec
 from reports.watch import Watch
 from reports.wording import CLASSES, metric_title, plural, probe_title, told, variant_title
 
 PATCH_FILE = "editkit_patch.safetensors"
+
+
+def plan(spec: AuditSpec, watch: Watch, *, on: Sequence[Path] = ()) -> None:
+    """Say what editing all facts would take, and what stands against it; nothing is saved."""
+    [part] = spec.operators
+    case = _Opened.of("edit", spec, watch, on=[load_patch(file) for file in on])
+    operator, source = configured(part.name, case.handle, part.settings)
+    show_plan(case.handle, operator, source, case.records, spec.seed, watch)
 
 
 def change(
@@ -53,7 +63,13 @@ def change(
     watch.phase("Saving")
     _save(case.handle, patch, save)
     what = f"{part.name} ({source}) on {facts}: {save}"
-    for line in (what, *_patch_alone(patch), *_passed_over(case.chosen), took(task, verdicts)):
+    for line in (
+        what,
+        *_moved(case.handle, patch),
+        *_patch_alone(patch),
+        *_passed_over(case.chosen),
+        took(task, verdicts),
+    ):
         out.print(Text(line), soft_wrap=True)
 
 
@@ -83,6 +99,9 @@ class _Opened:
         if patch is not None:
             with handle.patched(patch):
                 pass
+        if task == "edit":
+            own = in_order(base, spec) if is_file(spec.facts.source) else []  # what is shipped is known to be good
+            check(handle, _records(task, base, spec, own), watch)
         store = MemoryStore()
         chosen = select(handle, base, spec, store, watch)
         return cls(spec, watch, handle, base, chosen, _records(task, base, spec, chosen.entries, chosen.known), store)
@@ -134,6 +153,16 @@ def _save(handle: ModelHandle, patch: Patch, save: Path) -> None:
                 file.rename(folder / file.name)
             (folder / "model").rmdir()
         patch.save(folder / PATCH_FILE)
+
+
+def _moved(handle: ModelHandle, patch: Patch) -> Iterator[str]:
+    norm = patch.relative_norm(handle)
+    if norm is not None:
+        large = norm > LARGE_CHANGE
+        warning = (
+            "; that drowns what they held: expect broken neighbours, and see norm_bound, prune, rect" if large else ""
+        )
+        yield f"The changed weights moved by {norm:.1%} of their norm{warning}."
 
 
 def _patch_alone(patch: Patch) -> Iterator[str]:

@@ -325,3 +325,21 @@ def test_edits_on_top_of_each_other_are_saved_and_one_is_taken_out_from_below(ed
         again = [*given, "--patch", files[0]]
         output = editkit("remove", *again, "--take-out", wrong, "--model", model, code=2)
         assert "must be one of the patches, named once" in " ".join(output.split())
+
+
+def test_a_dry_run_says_what_it_takes_and_saves_nothing(editkit, tmp_path, model):
+    path = facts(tmp_path, GOOD, GOOD | {"subject": "Peru", "object": "Lima"})
+    given = ["edit", "--facts", path, "--model", model, "--operator", "ft_l", "--all-facts"]
+    told = " ".join(editkit(*given, "--dry-run", code=0).split())
+    for part in ("settings from", "facts 2", "mlp.down_proj.weight", "s a fact", "weights move by"):
+        assert part in told
+    assert "Give --save FOLDER, or --dry-run" in editkit(*given, code=2)
+    assert {each.name for each in tmp_path.iterdir()} == {"facts.jsonl", "cache"} & {each.name for each in tmp_path.iterdir()}  # fmt: skip
+
+
+def test_every_fact_that_cannot_be_edited_is_named_before_anything_is_done(editkit, tmp_path, model):
+    long = GOOD | {"prompt": "word " * 5000 + "{} is", "subject": "Peru", "object": "Lima"}
+    path = facts(tmp_path, GOOD, long, long | {"subject": "Chad"})
+    output = editkit("edit", "--facts", path, "--model", model, "--operator", "ft_l", "--all-facts", "--save", tmp_path / "x", code=2)  # fmt: skip
+    assert "2 facts cannot be edited" in output and "facts/2:" in output and "facts/3:" in output
+    assert not (tmp_path / "x").exists()

@@ -1,0 +1,93 @@
+"""What `editkit edit` says before it begins: what is wrong with the facts, and what the run will take."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.text import Text
+
+from editkit.errors import InputError
+from editkit.facts import EditRecord
+from editkit.handle import ModelHandle
+from editkit.preflight import Plan, Problem, plan, problems
+from reports.console import table
+from reports.watch import Watch
+from reports.wording import plural
+
+GIB = 2**30
+
+
+def check(handle: ModelHandle, records: Sequence[EditRecord], watch: Watch) -> None:
+    """Say what is odd about the facts. Raises InputError that tells of every fact that cannot be edited."""
+    found = problems(handle, [record.edit for record in records])
+    _say(found, records, watch)
+    if fatal := [_told(problem, records) for problem in found if problem.fatal]:
+        raise InputError(f"{plural(len(fatal), 'fact')} cannot be edited: {'; '.join(fatal)}")
+
+
+def show_plan(
+    handle: ModelHandle, operator: Any, source: str, records: Sequence[EditRecord], seed: int, watch: Watch
+) -> None:
+    """Try the operator on the first facts, and print what all of them will take."""
+    watch.phase("Trying the first facts")
+
+    def tell(what: str, done: int, total: int) -> None:
+        watch.step(0, note=f"{what} {done}/{total}")
+
+    found = plan(handle, operator, [record.edit for record in records], seed=seed, progress=tell)
+    table("Plan", ("", ""), [("settings from", source), *_rows(handle, found)])
+
+
+def _rows(handle: ModelHandle, found: Plan) -> list[tuple[str, str | Text]]:
+    size = sum(parameter.numel() * parameter.element_size() for parameter in handle.model.parameters())
+    rows = [
+        ("model", f"{handle.name}, {handle.dtype} on {handle.device}, {size / GIB:.2f} GiB of weights"),
+        ("facts", str(found.edits)),
+        ("changes", _changes(found)),
+        ("moments", _moments(found)),
+        ("time", _time(found)),
+        ("memory", "" if found.memory is None else f"{found.memory / GIB:.2f} GiB at the most so far"),
+        (
+            "weights move",
+            "" if found.moved is None else f"by {found.moved:.1%} of their norm, where edits do not agree",
+        ),
+    ]
+    return [(name, text) for name, text in rows if text]
+
+
+def _changes(found: Plan) -> str:
+    if not found.touches:
+        return "not said before it is done"
+    return f"{', '.join(found.touches)}: {found.changed:,} of {found.parameters:,} numbers"
+
+
+def _moments(found: Plan) -> str:
+    missing = [layer for layer, there in found.moments.items() if not there]
+    if not found.moments:
+        return ""
+    return "measured before, kept" if not missing else f"to be measured: layers {', '.join(map(str, missing))}"
+
+
+def _time(found: Plan) -> str:
+    if found.seconds is None or found.each is None or found.once is None:
+        return "unknown"
+    return (
+        f"{found.once:.0f} s once and {found.each:.1f} s a fact, {_spoken(found.seconds)} for all; less in one change"
+    )
+
+
+def _spoken(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def _say(found: Sequence[Problem], records: Sequence[EditRecord], watch: Watch) -> None:
+    for problem in found:
+        if not problem.fatal:
+            watch.say(_told(problem, records))
+
+
+def _told(problem: Problem, records: Sequence[EditRecord]) -> str:
+    return problem.text if problem.place is None else f"{records[problem.place].id}: {problem.text}"
