@@ -160,6 +160,19 @@ def preset_for(name: str, handle: ModelHandle) -> Preset:
     return Preset(settings, best["source"])
 
 
+def candidates(name: str, handle: ModelHandle) -> dict[str, list[Any]]:
+    """Values worth trying on a model that no table of presets/<name>.toml is for, by setting ("target.clamp" is one
+    within another), in the order in which they are to be tried: the file's table [auto], or that of the operator which
+    it is `like`. Depths are numbers of layers, each value once."""
+    data = _data(name)
+    other = candidates(str(data["like"]), handle) if "like" in data else {}
+    own = {setting: _at_depth(values, handle.layers) for setting, values in data.get("auto", {}).items()}
+    found = {key: values for key, values in (other | own).items() if key not in data.get("without", ())}
+    return {
+        setting: [v for place, v in enumerate(values) if v not in values[:place]] for setting, values in found.items()
+    }
+
+
 def configured(name: str, handle: ModelHandle, overrides: Mapping[str, Any] | None = None) -> tuple[Any, str]:
     """The operator with the preset for this model and the user's own settings on top, and the preset's source."""
     _, kind = operator_class(name)
@@ -168,12 +181,18 @@ def configured(name: str, handle: ModelHandle, overrides: Mapping[str, Any] | No
 
 
 def _tables(name: str) -> list[dict[str, Any]]:
+    data = _data(name)
+    return [*_like(data), *data.get("preset", [])]
+
+
+def _data(name: str) -> dict[str, Any]:
+    """What stands in an operator's file of presets; nothing where it has none."""
     _, kind = operator_class(name)
     for package in _packages_around(kind.__module__):
         file = resources.files(package).joinpath("presets", f"{name}.toml")
         if file.is_file():
-            return _read_tables(file.read_text(encoding="utf-8"), f"{package}: presets/{name}.toml")
-    return []
+            return _read(file.read_text(encoding="utf-8"), f"{package}: presets/{name}.toml")
+    return {}
 
 
 def _less(table: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:
@@ -200,23 +219,23 @@ def _packages_around(module: str) -> Iterator[str]:
         module = package
 
 
-def _read_tables(text: str, where: str) -> list[dict[str, Any]]:
+def _read(text: str, where: str) -> dict[str, Any]:
     try:
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise InputError(f"{where} is no valid TOML: {error}") from None
-    tables: list[dict[str, Any]] = [*_like(data), *data.get("preset", [])]
-    if not tables or not all(isinstance(table, dict) and table.get("source") for table in tables):
+    tables = data.get("preset", [])
+    if not (tables or "like" in data) or not all(isinstance(table, dict) and table.get("source") for table in tables):
         raise InputError(f"{where} needs tables [[preset]], each with its `source`")
-    return tables
+    return data
 
 
 def _at_depth(value: Any, layers: int) -> Any:
     if isinstance(value, str) and value.startswith("depth:"):
         return min(layers - 1, int(float(value.removeprefix("depth:")) * layers))
     if isinstance(value, list):
-        found = [_at_depth(v, layers) for v in value]
-        return found if found == value else [*dict.fromkeys(found)]  # in a flat model two depths are one layer
+        found = [_at_depth(v, layers) for v in value]  # in a flat model two depths are one layer
+        return [v for place, v in enumerate(found) if found == value or v not in found[:place]]
     return value
 
 

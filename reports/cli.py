@@ -57,6 +57,10 @@ AllFacts = Annotated[bool, typer.Option("--all-facts", help="Also facts that the
 Seed = Annotated[int | None, typer.Option("--seed", help="The same seed gives the same patches and questions.")]
 Operators = Annotated[list[str] | None, typer.Option("--operator", "-o", help="May be given more than once.")]
 Operator = Annotated[str, typer.Option("--operator", "-o", help="`editkit list operators` shows what there is.")]
+Presets = Annotated[
+    str | None,
+    typer.Option("--preset", help="published: for this model, or a guess; auto: search the settings on this model."),
+]
 Probes = Annotated[list[str] | None, typer.Option("--probe", "-p", help="May be given more than once.")]
 Pickle = Annotated[bool, typer.Option("--allow-pickle", help="Read pickle weights (they can run code).")]
 Remote = Annotated[bool, typer.Option("--trust-remote-code", help="Run the model author's code.")]
@@ -89,6 +93,7 @@ PLACES = {
     "operator": "operators",
     "probe": "probes",
 }
+PRESETS = ("published", "auto")
 OPTIONS = {place: "--" + name.replace("_", "-") for name, place in PLACES.items()}
 
 
@@ -106,6 +111,12 @@ def _asked(given: Mapping[str, Any]) -> AuditSpec:
             for parent in parents:
                 node = node.setdefault(parent, {})
             node[leaf] = _as_in_a_spec(name, value)
+    if preset := given.get("preset"):
+        if preset not in PRESETS:
+            raise InputError(f"no --preset {preset!r}; there is {', '.join(PRESETS)}")
+        if not spec.get("operators"):
+            raise InputError("--preset needs --operator; in a spec, give an operator its `preset`")
+        spec["operators"] = [{**part, "preset": preset} for part in spec["operators"]]
     return read_spec(given.get("spec"), spec, OPTIONS)
 
 
@@ -120,6 +131,7 @@ def audit(
     spec: Spec = None,
     model: Model = None,
     operator: Operators = None,
+    preset: Presets = None,
     facts: Facts = None,
     n: Number = None,
     all_facts: AllFacts = False,
@@ -172,6 +184,7 @@ def edit(
     facts: OwnFacts,
     save: SaveOrPlan = None,
     operator: Operator = "rome",
+    preset: Presets = None,
     on: On = None,
     model: Model = None,
     n: Number = None,

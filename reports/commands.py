@@ -15,7 +15,6 @@ from editkit.errors import InputError, UnableError
 from editkit.facts import ForgetRequest, Record
 from editkit.files import atomic_folder, check_writable
 from editkit.handle import ModelHandle
-from editkit.operators import configured
 from editkit.patch import Patch, WeightPatch, load_patch
 from editkit.preflight import LARGE_CHANGE
 from probes.ask import Job, MemoryStore, run_probes
@@ -24,6 +23,7 @@ from probes.metrics import summarise
 from probes.verdict import Class, Verdict
 from reports.choose import Chosen, in_order, select
 from reports.console import out, table
+from reports.operators import operator_of
 from reports.planning import check, show_plan
 from reports.spec import AuditSpec
 from reports.watch import Watch
@@ -34,9 +34,8 @@ PATCH_FILE = "editkit_patch.safetensors"
 
 def plan(spec: AuditSpec, watch: Watch, *, on: Sequence[Path] = ()) -> None:
     """Say what editing all facts would take, and what stands against it; nothing is saved."""
-    [part] = spec.operators
     case = _Opened.of("edit", spec, watch, on=[load_patch(file) for file in on])
-    operator, source = configured(part.name, case.handle, part.settings)
+    operator, source = case.operator()
     show_plan(case.handle, operator, source, case.records, spec.seed, watch)
 
 
@@ -53,7 +52,7 @@ def change(
         raise InputError(f"{part.name!r} is an operator for `editkit {part.task}`; `editkit list operators` shows all")
     check_save(save, spec, overwrite=overwrite)
     case = _Opened.of(task, spec, watch, on=[load_patch(file) for file in on])
-    operator, source = configured(part.name, case.handle, part.settings)
+    operator, source = case.operator()
     facts = plural(len(case.records), "fact")
     watch.phase(f"{part.name} on {facts}")
     progress = _training(watch) if task == "unlearn" else _steps(watch)
@@ -105,6 +104,11 @@ class _Opened:
         store = MemoryStore()
         chosen = select(handle, base, spec, store, watch)
         return cls(spec, watch, handle, base, chosen, _records(task, base, spec, chosen.entries, chosen.known), store)
+
+    def operator(self) -> tuple[Any, str]:
+        """The spec's one operator, and where its settings come from."""
+        subjects = {record.fact.subject for record in self.records}
+        return operator_of(self.spec.operators[0], self.handle, subjects, self.spec.seed, self.watch)
 
     def verdicts(self, patch: Patch, probes: Sequence[str]) -> list[Verdict]:
         """What the probes find of the patch."""

@@ -81,13 +81,15 @@ class FactsPart(_Part):
 
 
 class OperatorPart(_Part):
-    """One operator; `n` defaults to the facts' n, `settings` go above its preset. `arms`: an edit operator is tried on
+    """One operator; `n` defaults to the facts' n, `settings` go above its preset: the "published" one for the model, or
+    what a search on the model finds ("auto"). `arms`: an edit operator is tried on
     one fact at a time and on all stacked, and where it is asked for in one change for all ("joint"); an unlearner in
     one change."""
 
     name: str
     n: Number | None = None
     arms: tuple[Arm, ...] = ()
+    preset: Literal["published", "auto"] = "published"
     settings: dict[str, Any] = {}
 
     _number = field_validator("n", mode="plain")(lambda n: n if n is None else _number_or_all(n))

@@ -111,7 +111,9 @@ def _digest_of(source: str) -> str:
 
 def settled(spec: AuditSpec, settings: Mapping[str, Mapping[str, Any]]) -> AuditSpec:
     """The spec with the settings that its operators had, by operator: presets and defaults written out."""
-    operators = (o.model_copy(update={"settings": without_null(settings[o.name])}) for o in spec.operators)
+    operators = (
+        o.model_copy(update={"settings": without_null(settings[o.name]), "preset": "published"}) for o in spec.operators
+    )
     return spec.model_copy(update={"operators": tuple(operators)})
 
 

@@ -12,13 +12,14 @@ from editkit.errors import MethodError
 from editkit.facts import EditRecord, ForgetRecord, ForgetRequest, Record
 from editkit.handle import ModelHandle
 from editkit.memory import give_back
-from editkit.operators import configured, each_that_can
+from editkit.operators import each_that_can
 from editkit.patch import Patch
 from editkit.training import TrainStep
 from probes.ask import Job, run_jobs
 from probes.verdict import Verdict
 from reports.changes import Computed, compute
 from reports.choose import Chosen
+from reports.operators import operator_of
 from reports.record import Change, Journal, Judged
 from reports.spec import AuditSpec, OperatorPart
 from reports.watch import Watch
@@ -42,10 +43,11 @@ class Session:
 
 
 def trial_of(session: Session, part: OperatorPart) -> Trial:
-    operator, source = configured(part.name, session.handle, part.settings)
     make = session.base.edit_record if part.task == "edit" else session.base.forget_record
     entries = session.chosen.entries[: session.spec.number(part)]
     records = [make(entry, seed=session.spec.seed, known=session.chosen.known) for entry in entries]
+    subjects = {record.fact.subject for record in records}
+    operator, source = operator_of(part, session.handle, subjects, session.spec.seed, session.watch)
     return Trial(session, part, operator, source, records)
 
 

@@ -343,3 +343,20 @@ def test_every_fact_that_cannot_be_edited_is_named_before_anything_is_done(editk
     output = editkit("edit", "--facts", path, "--model", model, "--operator", "ft_l", "--all-facts", "--save", tmp_path / "x", code=2)  # fmt: skip
     assert "2 facts cannot be edited" in output and "facts/2:" in output and "facts/3:" in output
     assert not (tmp_path / "x").exists()
+
+
+def test_settings_are_searched_on_the_model_where_that_is_asked_for(editkit, tmp_path, model, monkeypatch):
+    import tomllib
+
+    monkeypatch.setattr("editkit.auto._Search._shares", lambda self, patches: (1.0, 0.5, None))  # nothing takes here
+    path = facts(tmp_path, GOOD)
+    given = ["edit", "--facts", path, "--model", model, "--operator", "ft_m", "--all-facts", "--save", tmp_path / "e"]
+    assert "settings from auto: layer" not in editkit(*given, "--preset", "published", code=0)
+    told = " ".join(editkit(*given[:-1], tmp_path / "auto", "--preset", "auto", code=0).split())
+    assert "auto: layer" in told and "built-in facts" in told
+    assert "no --preset 'best'; there is published, auto" in editkit(*given, "--preset", "best", code=2)
+    assert "--preset needs --operator" in editkit("audit", "--preset", "auto", code=2)
+    spec = ["--facts", path, "--model", model, "--all-facts", "--operator", "ft_m", "--out", tmp_path / "run"]
+    editkit("audit", *spec, "--preset", "auto", code=3)
+    settled = tomllib.loads((tmp_path / "run" / "spec.toml").read_text())["operators"][0]
+    assert settled["preset"] == "published" and settled["settings"]["layer"] in range(3)
