@@ -6,12 +6,14 @@ that holds everything it depends on. By default the text is the model's own (`ed
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
 import math
+import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -22,6 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from editkit.blocks import lower, without_patches
+from editkit.corpora import texts_of
 from editkit.errors import InputError
 from editkit.files import atomic_path
 from editkit.forward import run
@@ -34,6 +37,7 @@ from editkit.tokens import encode, pad, pad_id_of
 VERSION = 1  # raise when another matrix comes out for the same key
 ROWS = 48  # sequences read at once
 PART = "mlp_out"
+KEEP_EVERY = 60.0  # seconds between two copies of what a long measurement has so far
 EACH_INPUT = 4  # tokens for each input of the matrix
 
 Progress = Callable[[str, int, int], None]  # what is done, how much, of how much
@@ -42,8 +46,9 @@ Progress = Callable[[str, int, int], None]  # what is done, how much, of how muc
 @dataclass(frozen=True, slots=True)
 class MomentSettings:
     """What is measured: `tokens` tokens (0: four times as many as the matrix has inputs, for fewer than one an input
-    leave C without full rank) in pieces of `length`, of the text file `corpus` (a text a line), or of text that the
-    model writes from `seed` where `corpus` is "". `dtype` is how the matrix is kept."""
+    leave C without full rank) in pieces of `length`, of `corpus` (a text file or a data set of the hub, see
+    editkit/corpora.py), or of text that the model writes from `seed` where that is "". `dtype` is how the matrix is
+    kept."""
 
     tokens: int = 0
     length: int = 64
@@ -88,9 +93,11 @@ def second_moments(
     if missing:
         pieces = corpus.pieces()
         with without_patches(handle), torch.inference_mode():
-            sums = _measure(handle, missing, pieces, progress)
+            partial = _Partial([places[layer].key for layer in missing], missing)
+            sums = _measure(handle, missing, pieces, partial, progress)
         tokens = sum(map(len, pieces))
         found |= {layer: places[layer].write(sums.pop(layer) / tokens, tokens) for layer in missing}
+        partial.drop()
     for layer, moment in found.items():
         if moment.tokens < len(moment.matrix):
             warnings.warn(
@@ -148,13 +155,17 @@ def _with_tokens(handle: ModelHandle, layers: Sequence[int], settings: MomentSet
 
 
 def _measure(
-    handle: ModelHandle, layers: Sequence[int], pieces: Sequence[list[int]], progress: Progress | None
+    handle: ModelHandle,
+    layers: Sequence[int],
+    pieces: Sequence[list[int]],
+    partial: _Partial,
+    progress: Progress | None,
 ) -> dict[int, Tensor]:
     """Sums of k kᵀ over all tokens; nothing above the last of the layers is computed."""
     names = {layer: handle.arch.path(PART, layer) for layer in layers}
-    sums: dict[int, Tensor] = {}
-    model = lower(handle, max(layers))
-    for start in range(0, len(pieces), ROWS):
+    begin, sums = partial.read()
+    model, last = lower(handle, max(layers)), time.monotonic()
+    for start in range(begin, len(pieces), ROWS):
         batch = pieces[start : start + ROWS]
         padded = pad(batch, side="right", pad_id=pad_id_of(handle.tokenizer), device=handle.device)
         with traced(handle.model, names.values()) as seen:
@@ -162,11 +173,19 @@ def _measure(
         for layer, name in names.items():
             read = seen[name].input
             assert read is not None
-            keys = read[padded.mask].cpu().double()
-            sums[layer] = keys.T @ keys + sums.get(layer, 0)
+            sums[layer] = _gram(read[padded.mask]) + sums.get(layer, 0)
         if progress:
             progress("reading text", start + len(batch), len(pieces))
+        if time.monotonic() - last >= KEEP_EVERY:
+            partial.keep(start + len(batch), sums)
+            last = time.monotonic()
     return sums
+
+
+def _gram(keys: Float[Tensor, "n d"]) -> Float[Tensor, "d d"]:
+    """Kᵀ K in float64, computed where the keys are if that device has it, on the CPU."""
+    wide = keys.cpu().double() if keys.device.type == "mps" else keys.double()
+    return (wide.T @ wide).cpu()
 
 
 # -- what is read --
@@ -191,16 +210,8 @@ def _corpus(
             return _cut(handle, settings, sampled_texts(handle, plan, tell))
 
         return _Corpus(plan.key(handle), write)
-    pieces = _cut(handle, settings, _lines(Path(settings.corpus)) if texts is None else texts)
+    pieces = _cut(handle, settings, texts_of(settings.corpus) if texts is None else texts)
     return _Corpus(hashlib.sha256(json.dumps(pieces).encode()).hexdigest(), lambda: pieces)
-
-
-def _lines(file: Path) -> Iterator[str]:
-    with file.open(encoding="utf-8") as stream:
-        try:
-            yield from (line.strip() for line in stream)
-        except UnicodeDecodeError as error:
-            raise InputError(f"{file} is not UTF-8 ({error}); save it as UTF-8") from None
 
 
 def _cut(handle: ModelHandle, settings: MomentSettings, texts: Iterable[str]) -> list[list[int]]:
@@ -252,3 +263,30 @@ class _Place:
         kept = matrix.to(self.dtype).clone().contiguous()
         _keep(self.file, {"moment": kept}, {"tokens": str(tokens), "key": self.key})
         return Moment(kept.double(), tokens, self.key)
+
+
+class _Partial:
+    """Sums over the first pieces of text, kept now and then: a measurement that was killed goes on from there."""
+
+    def __init__(self, keys: Sequence[str], layers: Sequence[int]) -> None:
+        self.name, self.layers = hashlib.sha256(" ".join(keys).encode()).hexdigest(), layers
+        self.file = cache_folder() / "moments" / f"{self.name}.partial.safetensors"
+
+    def read(self) -> tuple[int, dict[int, Tensor]]:
+        """How many pieces were read, and the sums; nothing where none were kept or the file is broken."""
+        if not self.file.is_file():
+            return 0, {}
+        try:
+            with safe_open(str(self.file), "pt") as opened:
+                return int(opened.metadata()["done"]), {layer: opened.get_tensor(str(layer)) for layer in self.layers}
+        except (SafetensorError, KeyError, ValueError, TypeError, OSError) as error:
+            warnings.warn(f"{self.file} cannot be read ({error}); measuring anew", stacklevel=2)
+            return 0, {}
+
+    def keep(self, done: int, sums: dict[int, Tensor]) -> None:
+        tensors = {str(layer): matrix.contiguous() for layer, matrix in sums.items()}
+        _keep(self.file, tensors, {"done": str(done), "key": self.name})
+
+    def drop(self) -> None:
+        with contextlib.suppress(OSError):
+            self.file.unlink()

@@ -213,3 +213,38 @@ def test_tokens_are_drawn_as_often_as_their_probability_says():
     assert torch.allclose(share, torch.tensor([0.5, 0.3, 0.2]), atol=0.015)
     best = sampling._pick(logits, 2, torch.Generator().manual_seed(0))
     assert set(best.tolist()) == {0, 1}
+
+
+@pytest.mark.parametrize("strikes_at", [1, 2, 5])
+def test_a_measurement_that_was_killed_goes_on_and_comes_to_the_same(handle, cache, monkeypatch, strikes_at):
+    settings = MomentSettings(tokens=400, length=5)
+    monkeypatch.setattr(moments, "ROWS", 8)
+    expected = second_moments(handle, [0, 1], settings, texts=CORPUS * 9)
+    for file in (cache / "moments").iterdir():
+        file.unlink()
+    monkeypatch.setattr(moments, "KEEP_EVERY", 0.0)
+    seen = []
+
+    def told(what, done, total):
+        seen.append(done)
+        if len(seen) == strikes_at:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        second_moments(handle, [0, 1], settings, texts=CORPUS * 9, progress=told)
+    again = []
+    found = second_moments(handle, [0, 1], settings, texts=CORPUS * 9, progress=lambda *told: again.append(told[1]))
+    assert again[0] == seen[-1] == 8 * strikes_at, "it goes on with the batch that was not kept"
+    for layer in (0, 1):
+        assert torch.equal(found[layer].matrix, expected[layer].matrix) and found[layer].key == expected[layer].key
+    assert not list((cache / "moments").glob("*.partial*"))
+
+
+def test_a_broken_part_is_measured_anew(handle, cache, monkeypatch):
+    expected = second_moments(handle, [0], SMALL, texts=CORPUS)[0]
+    [file] = (cache / "moments").iterdir()
+    file.unlink()
+    partial = moments._Partial([expected.key], [0])
+    partial.file.write_bytes(b"nothing")
+    with pytest.warns(UserWarning, match="partial.safetensors cannot be read"):
+        assert torch.equal(second_moments(handle, [0], SMALL, texts=CORPUS)[0].matrix, expected.matrix)
