@@ -1,0 +1,147 @@
+"""Edits one on top of the other: what is left of them, and of what the model knew besides. Run by hand:
+
+    python tests/bench/bench_sequential.py [OPERATOR ...] [--edits 300] [--out FILE]
+
+After 1, 10, 100, 300 … edits: `retention`, the share of all edits so far whose new object is the most likely at the
+edit's own prompt; `elsewhere`, the same in another wording; `collateral`, the share of facts about other subjects that
+the unchanged model knew and still knows; the norm of the change beside that of the weights; seconds an edit. Intervals
+are Wilson's, 95 %. Facts that the model knows come first; where they do not suffice, others follow.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from editkit.data import load
+from editkit.errors import MethodError
+from editkit.facts import EditRecord, fill
+from editkit.handle import ModelHandle
+from editkit.models import DEFAULT_MODEL
+from editkit.operators import configured
+from editkit.patch import WeightPatch
+from editkit.scoring import score_pairs
+from probes.estimate import proportion
+
+OPERATORS = ("rome", "r_rome", "memit", "alphaedit", "ft_l")
+STOPS = (1, 10, 30, 100, 300, 1000)
+OTHERS = 100
+Pair = tuple[str, str]
+
+
+def main() -> None:
+    options = argparse.ArgumentParser()
+    options.add_argument("operators", nargs="*", default=OPERATORS)
+    options.add_argument("--edits", type=int, default=300)
+    options.add_argument("--model", default=DEFAULT_MODEL)
+    options.add_argument("--out", type=Path)
+    given = options.parse_args()
+    handle = ModelHandle.load(given.model)
+    records, others = _facts(handle, given.edits)
+    rows = []
+    for name in given.operators:
+        for row in _sequence(handle, name, records, others):
+            rows.append(row)
+            print(json.dumps(row), flush=True)  # what there is so far, should it be killed
+            if given.out:
+                given.out.write_text("\n".join(map(json.dumps, rows)) + "\n", encoding="utf-8")
+    Console(width=140).print(_table(rows))
+
+
+def _facts(handle: ModelHandle, number: int) -> tuple[list[EditRecord], list[Pair]]:
+    """The edits, known facts first and relations in turn; and known facts about other subjects."""
+    base = load("world")
+    entries = [*base.editable]
+    known = [score.argmax for score in score_pairs(handle, [(e.fact.text, e.fact.object) for e in entries])]
+    ids = frozenset(entry.id for entry, right in zip(entries, known, strict=True) if right)
+    turns: dict[str, int] = {}
+
+    def turn(entry: Any) -> tuple[bool, int]:
+        turns[entry.relation] = turns.get(entry.relation, 0) + 1
+        return entry.id not in ids, turns[entry.relation]
+
+    ranked = sorted(((turn(entry), place) for place, entry in enumerate(entries)), key=lambda pair: pair)
+    ordered = [entries[place] for _, place in ranked]
+    held = [entry for entry in ordered if entry.id in ids][1::4][:OTHERS]
+    subjects = {entry.fact.subject for entry in held}
+    usable = [entry for entry in ordered if entry.fact.subject not in subjects][:number]
+    records = [base.edit_record(entry, seed=0, known=ids) for entry in usable]
+    print(f"{sum(e.id in ids for e in usable)} of {len(usable)} edits are of facts that the model knows", flush=True)
+    return records, [(entry.fact.text, entry.fact.object) for entry in held]
+
+
+def _sequence(handle: ModelHandle, name: str, records: Sequence[EditRecord], others: Sequence[Pair]) -> Any:
+    operator, _ = configured(name, handle)
+    operator(handle, [records[0].edit], seed=0)  # what is measured once does not count
+    stops, failed, done, start = {s for s in (*STOPS, len(records)) if s <= len(records)}, 0, 0.0, time.perf_counter()
+    for number, record in enumerate(records, 1):
+        try:
+            handle.apply(operator(handle, [record.edit], seed=0))
+        except MethodError:
+            failed += 1
+        if number in stops:
+            seconds = (time.perf_counter() - start - done) / number
+            asked = time.perf_counter()
+            yield {"operator": name, "edits": number, "failed": failed, "seconds": seconds} | _state(
+                handle, records[:number], others
+            )
+            done += time.perf_counter() - asked
+    handle.rollback()
+
+
+def _state(handle: ModelHandle, records: Sequence[EditRecord], others: Sequence[Pair]) -> dict[str, Any]:
+    own = [(record.fact.text, record.edit.target_new) for record in records]
+    elsewhere = [
+        (fill(record.held_out.paraphrases[0], record.fact.subject), record.edit.target_new)
+        for record in records
+        if record.held_out.paraphrases
+    ]
+    found = {
+        what: _share(handle, pairs)
+        for what, pairs in (("retention", own), ("elsewhere", elsewhere), ("collateral", others))
+    }
+    return found | {"norm": _norm(handle)}
+
+
+def _share(handle: ModelHandle, pairs: Sequence[Pair]) -> list[float]:
+    """(share, low, high)."""
+    right = [float(score.argmax) for score in score_pairs(handle, pairs)]
+    found = proportion(right, range(len(right)))
+    return [found.value, found.low, found.high]
+
+
+def _norm(handle: ModelHandle) -> float:
+    """Of all that the patches add, beside the norm of the weights that they change."""
+    names = {name for patch in handle.patches if isinstance(patch, WeightPatch) for name in patch.deltas}
+    if not names:
+        return 0.0
+    now = {name: handle.matrix(name).float().clone() for name in names}
+    patches = handle.patches
+    handle.rollback()
+    before = {name: handle.matrix(name).float() for name in names}
+    moved = sum(float((now[name] - before[name]).norm()) ** 2 for name in names)
+    there = sum(float(before[name].norm()) ** 2 for name in names)
+    for patch in patches:
+        handle.apply(patch)
+    return float((moved / there) ** 0.5)
+
+
+def _table(rows: Sequence[dict[str, Any]]) -> Table:
+    columns = ("operator", "edits", "failed", "retention", "elsewhere", "collateral", "norm", "s an edit")
+    table = Table(*columns)
+    for row in rows:
+        shares = (f"{v:.2f} [{low:.2f}, {high:.2f}]" for v, low, high in (row[name] for name in columns[3:6]))
+        numbers = (str(row["edits"]), str(row["failed"]))
+        table.add_row(row["operator"], *numbers, *shares, f"{row['norm']:.2f}", f"{row['seconds']:.2f}")
+    return table
+
+
+if __name__ == "__main__":
+    main()
