@@ -116,4 +116,3 @@ def parts_of(
         if tensor.isnan().any():
             raise PatchError(f"its {name} hold values that are no numbers")
     return modules.pop(), parts
-

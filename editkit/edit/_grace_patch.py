@@ -19,9 +19,7 @@ KIND = "grace/1"
 
 def distances(keys: Float[Tensor, "n d_in"], states: Float[Tensor, "... d_in"]) -> Float[Tensor, "... n"]:
     """Euclidean, in float32 and by differences: by products of matrices, equal ones would not be 0 apart."""
-    apart = torch.cdist(
-        states.detach().float().flatten(0, -2), keys, compute_mode="donot_use_mm_for_euclid_dist"
-    )
+    apart = torch.cdist(states.detach().float().flatten(0, -2), keys, compute_mode="donot_use_mm_for_euclid_dist")
     return apart.unflatten(0, states.shape[:-1])
 
 

@@ -25,7 +25,7 @@ Differs from the authors' code:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -77,18 +77,19 @@ class GRACE:
         module = handle.weight_name("mlp_out", self.layer).removesuffix(".weight")
         rows = [answer_row(handle, edit) for edit in edits]
         _check_one_object_each(edits, rows)
+        batches = [rows[begin : begin + ROWS] for begin in range(0, len(rows), ROWS)]
         with attention(handle, "eager"), frozen(handle.model), torch.inference_mode(False), torch.enable_grad():
-            book = self._book(handle, module, rows)
-            parts = [_Part.of(handle, self.layer, book, rows[i : i + ROWS]) for i in range(0, len(rows), ROWS)]
+            read = [prepare(handle, self.layer, batch).keys.float() for batch in batches]
+            states = torch.cat([_at_ends(*each) for each in zip(read, batches, strict=True)])
+            book = self._book(_keys_below(handle, module, states), states, [row.wanted for row in rows])
+            parts = [_Part.of(handle, self.layer, book, *each) for each in zip(read, batches, strict=True)]
             values, notes = self._learned(parts, _starts(parts, len(book.keys)), progress)
         about = provenance_of(self.name, self, handle, edits, seed, **notes, keys=len(book.keys))
         return GracePatch(module, about, book.keys.cpu(), values.cpu(), book.radii.cpu())
 
-    def _book(self, handle: ModelHandle, module: str, rows: Sequence[Row]) -> Growing:
+    def _book(self, below: Tensor, states: Tensor, labels: Sequence[tuple[int, ...]]) -> Growing:
         """The keys of all edits, and how far each reaches."""
-        states = torch.cat([_last_states(handle, self.layer, rows[i : i + ROWS]) for i in range(0, len(rows), ROWS)])
-        book = Growing(self.radius, _keys_below(handle, module, states), states[:0], states[:0, 0])
-        labels = [row.wanted for row in rows]
+        book = Growing(self.radius, below, states[:0], states[:0, 0])
         for state, label in zip(states, labels, strict=True):
             book.add(state, label)
         book.settle(states, labels)
@@ -122,13 +123,19 @@ class _Part:
     keys: Int[Tensor, "rows length"]
 
     @classmethod
-    def of(cls, handle: ModelHandle, layer: int, book: Growing, rows: Sequence[Row]) -> _Part:
-        found = list(_found(handle, layer, book, rows))
-        cut = [_cut(row, next(i for i, key in enumerate(own) if key >= 0)) for row, own in zip(rows, found, strict=True)]
-        length = max(len(row.suffix) for row in cut)
-        keys = [own[len(row.prefix) :] for own, row in zip(found, cut, strict=True)]
-        filled = torch.tensor([[*own, *[-1] * (length - len(own))] for own in keys], device=handle.device)
-        return cls(prepare(handle, layer, cut), reads_of(cut, handle.device), filled)
+    def of(cls, handle: ModelHandle, layer: int, book: Growing, read: Tensor, rows: Sequence[Row]) -> _Part:
+        """`read` is what the layer reads at each token of the whole rows. Values do not change that, so which key a
+        token finds holds from the first step to the last."""
+        number, inside = nearest(book.keys, book.radii, read)
+        found = torch.where(inside, number, -1).tolist()
+        firsts = [next(i for i, key in enumerate(own) if key >= 0) for own in found]
+        cut = [Row(row.suffix[:at], row.suffix[at:], row.wanted) for row, at in zip(rows, firsts, strict=True)]
+        upper = prepare(handle, layer, cut)
+        keys = torch.full(upper.ids.shape, -1, device=handle.device)
+        for own, numbers, row in zip(keys, found, cut, strict=True):
+            begin, length = len(row.prefix), len(row.suffix)
+            own[:length] = torch.tensor(numbers[begin : begin + length])
+        return cls(upper, reads_of(cut, handle.device), keys)
 
     def change(self, values: Float[Tensor, "n d_out"]) -> Float[Tensor, "rows length d_out"]:
         """What is added to what the layer gives."""
@@ -136,29 +143,14 @@ class _Part:
         return torch.where(inside, values[self.keys.clamp(min=0)] - self.upper.values.float(), 0)
 
 
-def _cut(row: Row, at: int) -> Row:
-    return Row(row.suffix[:at], row.suffix[at:], row.wanted)
-
-
 def _end(row: Row) -> int:
     """Where the prompt's last token is."""
     return len(row.suffix) - len(row.wanted)
 
 
-def _last_states(handle: ModelHandle, layer: int, rows: Sequence[Row]) -> Float[Tensor, "rows d_in"]:
+def _at_ends(read: Float[Tensor, "rows length d_in"], rows: Sequence[Row]) -> Float[Tensor, "rows d_in"]:
     """What the layer reads at each prompt's last token."""
-    ends = torch.tensor([_end(row) for row in rows], device=handle.device)
-    return prepare(handle, layer, rows).keys[torch.arange(len(rows), device=handle.device), ends].float()
-
-
-def _found(handle: ModelHandle, layer: int, book: Growing, rows: Sequence[Row]) -> Iterator[list[int]]:
-    """The number of the key that each token of each row finds, -1 for none. A layer's values do not change what it
-    reads, so this holds from the first step to the last."""
-    number, inside = nearest(book.keys, book.radii, prepare(handle, layer, rows).keys)
-    numbers = torch.where(inside, number, -1)
-    for row, own, closest in zip(rows, numbers.tolist(), number.tolist(), strict=True):
-        own[_end(row)] = closest[_end(row)]  # also where rounding takes it out of a radius near 0
-        yield own[: len(row.suffix)]
+    return torch.stack([own[_end(row)] for own, row in zip(read, rows, strict=True)])
 
 
 def _starts(parts: Sequence[_Part], keys: int) -> Float[Tensor, "n d_out"]:
@@ -169,9 +161,9 @@ def _starts(parts: Sequence[_Part], keys: int) -> Float[Tensor, "n d_out"]:
 
 
 def _keys_below(handle: ModelHandle, module: str, states: Float[Tensor, "edits d_in"]) -> Float[Tensor, "m d_in"]:
-    """Keys of the patches that are on, but for those whose prompts are edited again."""
-    below = [patch.keys.to(states.device) for patch in handle.patches if isinstance(patch, GracePatch)]
-    keys = torch.cat([states[:0], *(k for k in below if k.shape[1] == states.shape[1])])
+    """Keys of the layer's patches that are on, but for those whose prompts are edited again."""
+    patches = [patch for patch in handle.patches if isinstance(patch, GracePatch) and patch.module == module]
+    keys = torch.cat([states[:0], *(patch.keys.to(states.device) for patch in patches)])
     again = distances(states, keys).amin(-1) <= SAME * keys.norm(dim=1)
     return keys[~again]
 

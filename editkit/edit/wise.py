@@ -16,7 +16,7 @@ Differs from the authors' code:
 - so a token is in scope, or it is not. `in_scope = "subject"`: the subject's last token alone, in all contexts; what
   comes after reads it by attention, and answer tokens need no scope. It serves layers low enough for that. "onward":
   that token and all after it, answer tokens too, which serves the high layers of the authors' settings;
-- out of scope are all other tokens of the edits' texts (without "onward" the answers too) and text that the model writes
+- out of scope are all other tokens of the edits' texts (answers too, but for "onward") and text that the model writes
   (theirs: a locality prompt of the data set, which an operator of editkit must not see);
 - ‖Δ a‖ as in the paper (their code puts the MLP's activation function before the difference);
 - the threshold is taken after merging, from the matrix that is kept (theirs: the least seen while training);

@@ -74,7 +74,9 @@ def test_each_token_is_routed_by_its_own_length(handle_of, layout):
             handle.model(ids)
         with handle.patched(patch), traced(handle.model, [patch.module]) as seen:
             handle.model(ids)
-        read, given, before = (x[0] for x in (seen[patch.module].input, seen[patch.module].output, plain[patch.module].output))
+        read, given, before = (
+            x[0] for x in (seen[patch.module].input, seen[patch.module].output, plain[patch.module].output)
+        )
         change = read.double() @ patch.delta.double().T
         inside = change.norm(dim=1) > patch.threshold
         assert torch.equal(given[~inside], before[~inside])
@@ -130,12 +132,15 @@ def side_by_hand(handle, edit, operator):
     whole, module = torch.tensor([[*ids, *target]]), handle.module("mlp_out", operator.layer)
     delta = torch.zeros(handle.matrix(handle.weight_name("mlp_out", operator.layer)).shape, requires_grad=True)
     sgd = torch.optim.SGD([delta], operator.learning_rate)
+    read = []
     for _ in range(operator.steps):
-        read = []
+        read.clear()
 
         def add(module, inputs, output):
             read.append(inputs[0][0, : len(ids) + len(target) - 1].detach())
-            return torch.cat([output[:, :at], output[:, at : at + 1] + inputs[0][:, at : at + 1] @ delta.T, output[:, at + 1 :]], 1)
+            return torch.cat(
+                [output[:, :at], output[:, at : at + 1] + inputs[0][:, at : at + 1] @ delta.T, output[:, at + 1 :]], 1
+            )
 
         hook = module.register_forward_hook(add)
         logits = handle.model(whole).logits[0].float()
@@ -143,7 +148,11 @@ def side_by_hand(handle, edit, operator):
         loss = torch.nn.functional.cross_entropy(logits[len(ids) - 1 : -1], whole[0, len(ids) :])
         lengths = (read[0] @ delta.T).norm(dim=1)
         inside, outside = lengths[at : at + 1], torch.cat([lengths[:at], lengths[at + 1 :]])
-        for lack in (outside - operator.margins.alpha, operator.margins.beta - inside, operator.margins.gamma - inside + outside):
+        for lack in (
+            outside - operator.margins.alpha,
+            operator.margins.beta - inside,
+            operator.margins.gamma - inside + outside,
+        ):
             if (lack > 0).any():
                 loss = loss + lack[lack > 0].mean()
         [delta.grad] = torch.autograd.grad(loss, delta)
@@ -267,7 +276,9 @@ def test_padding_does_not_matter(handle_of, layout):
     with handle.patched(QUICK(handle, EDITS, seed=0)):
         for side in ("left", "right"):
             padded = pad(texts, side=side, pad_id=1)
-            hidden = handle.backbone(input_ids=padded.ids, attention_mask=padded.mask.long(), position_ids=padded.positions)
+            hidden = handle.backbone(
+                input_ids=padded.ids, attention_mask=padded.mask.long(), position_ids=padded.positions
+            )
             last[side] = [hidden.last_hidden_state[row, own.nonzero()[-1, 0]] for row, own in enumerate(padded.mask)]
     assert torch.allclose(torch.stack(last["left"]), torch.stack(last["right"]), atol=1e-3)
 
