@@ -17,14 +17,13 @@ Differs from the authors' code:
 - it is always `mlp_out` (their settings for GPT-2 name the MLP's first matrix);
 - labels are equal where all tokens are (theirs: where the means of the ids are);
 - values begin as what the layer gives (their "warm"; their settings: at random), and all edits of one call are trained
-  together, until the loss of each is small;
+  together, until the loss of each is small (theirs: one after another, a fixed number of steps);
 - an edit whose state another key takes over when it is added gets a key of its own at the end (theirs: is lost);
 - blocks below the layer, and tokens before the first one that is replaced, are computed once.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -74,43 +73,100 @@ class GRACE:
         """A codebook for one layer; `notes` tell steps, loss and keys. Nothing is random: the seed is only recorded."""
         if not edits:
             raise InputError("no edits; give at least one")
+        return self._patches(handle, [edits], seed, progress)[0]
+
+    def each(
+        self, handle: ModelHandle, edits: Sequence[Edit], *, seed: int, progress: Progress | None = None
+    ) -> list[GracePatch]:
+        """A codebook for each edit by itself, as a call for that edit alone gives it, trained together: faster."""
+        return self._patches(handle, [[edit] for edit in edits], seed, progress) if edits else []
+
+    def _patches(
+        self, handle: ModelHandle, requests: Sequence[Sequence[Edit]], seed: int, progress: Progress | None
+    ) -> list[GracePatch]:
+        """A codebook for each request."""
         module = handle.weight_name("mlp_out", self.layer).removesuffix(".weight")
-        rows = [answer_row(handle, edit) for edit in edits]
-        _check_one_object_each(edits, rows)
-        batches = [rows[begin : begin + ROWS] for begin in range(0, len(rows), ROWS)]
         with attention(handle, "eager"), frozen(handle.model), torch.inference_mode(False), torch.enable_grad():
-            read = [prepare(handle, self.layer, batch).keys.float() for batch in batches]
-            states = torch.cat([_at_ends(*each) for each in zip(read, batches, strict=True)])
-            book = self._book(_keys_below(handle, module, states), states, [row.wanted for row in rows])
-            parts = [_Part.of(handle, self.layer, book, *each) for each in zip(read, batches, strict=True)]
-            values, notes = self._learned(parts, _starts(parts, len(book.keys)), progress)
-        about = provenance_of(self.name, self, handle, edits, seed, **notes, keys=len(book.keys))
-        return GracePatch(module, about, book.keys.cpu(), values.cpu(), book.radii.cpu())
+            shelf = _Shelf.of(handle, self, module, requests)
+            learned = self._learned(shelf, progress)
+        patches = []
+        for edits, book, (values, notes) in zip(requests, shelf.books, learned, strict=True):
+            about = provenance_of(self.name, self, handle, edits, seed, **notes, keys=len(book.keys))
+            patches.append(GracePatch(module, about, book.keys.cpu(), values.cpu(), book.radii.cpu()))
+        return patches
 
-    def _book(self, below: Tensor, states: Tensor, labels: Sequence[tuple[int, ...]]) -> Growing:
-        """The keys of all edits, and how far each reaches."""
-        book = Growing(self.radius, below, states[:0], states[:0, 0])
-        for state, label in zip(states, labels, strict=True):
-            book.add(state, label)
-        book.settle(states, labels)
-        return book
-
-    def _learned(
-        self, parts: Sequence[_Part], values: Tensor, progress: Progress | None
-    ) -> tuple[Tensor, dict[str, Any]]:
+    def _learned(self, shelf: _Shelf, progress: Progress | None) -> list[tuple[Tensor, dict[str, Any]]]:
+        """The values of each codebook, as they are when the losses of all its edits are small, and notes."""
+        values = shelf.starts()
         adam = Adam(values, self.learning_rate)
+        found: dict[int, tuple[Tensor, dict[str, Any]]] = {}
         for step in range(self.steps + 1):
-            losses, gradient = _losses_and_gradient(parts, values)
-            worst = float(losses.max())
-            if not math.isfinite(worst):
-                raise TrainingError(f"the loss is {worst} at step {step}; use a smaller learning rate")
-            done = worst < self.stop_below or step == self.steps
+            losses, gradient = shelf.losses_and_gradient(values)
+            if not torch.isfinite(losses).all():
+                raise TrainingError(f"a loss is not finite at step {step}; use a smaller learning rate")
+            for number, own in enumerate(losses.split([len(rows) for rows in shelf.rows])):
+                worst = float(own.max())
+                if number not in found and (worst < self.stop_below or step == self.steps):
+                    notes = {"steps": step, "loss": float(own.mean()), "worst_loss": worst}
+                    found[number] = shelf.of_book(values, number).clone(), notes
+            done = len(found) == len(shelf.books)
             if progress:
                 progress("training", self.steps if done else step, self.steps)
             if done:
                 break
             adam.step(gradient)
-        return values, {"steps": step, "loss": float(losses.mean()), "worst_loss": worst}
+        return [found[number] for number in range(len(shelf.books))]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Shelf:
+    """Codebooks that are trained together, and the rows of their edits. All values stand in one tensor, book by
+    book."""
+
+    rows: Sequence[Sequence[Row]]
+    books: Sequence[Growing]
+    parts: Sequence[_Part]
+
+    @classmethod
+    def of(cls, handle: ModelHandle, operator: GRACE, module: str, requests: Sequence[Sequence[Edit]]) -> _Shelf:
+        """All books without values. What a layer reads does not depend on its values: which key a token finds holds
+        from the first step to the last."""
+        rows = [_rows(handle, edits) for edits in requests]
+        flat = [row for own in rows for row in own]
+        batches = [flat[begin : begin + ROWS] for begin in range(0, len(flat), ROWS)]
+        read = [own for batch in batches for own in prepare(handle, operator.layer, batch).keys.float()]
+        books: list[Growing] = []
+        numbers: list[list[int]] = []  # of the key that each token of each row finds, -1 for none
+        for own in rows:
+            states = read[len(numbers) : len(numbers) + len(own)]
+            ends = torch.stack([state[_end(row)] for state, row in zip(states, own, strict=True)])
+            book = _grown(operator.radius, _keys_below(handle, module, ends), ends, [row.wanted for row in own])
+            before = sum(len(earlier.keys) for earlier in books)
+            for state in states:
+                number, inside = nearest(book.keys, book.radii, state)
+                numbers.append(torch.where(inside, number + before, -1).tolist())
+            books.append(book)
+        spans = [slice(begin, begin + ROWS) for begin in range(0, len(flat), ROWS)]
+        return cls(rows, books, [_Part.of(handle, operator.layer, flat[span], numbers[span]) for span in spans])
+
+    def starts(self) -> Float[Tensor, "n d_out"]:
+        """What the layer gives where each key is found first."""
+        found = torch.cat([part.keys.flatten() for part in self.parts]).tolist()
+        given = torch.cat([part.upper.values.flatten(0, 1) for part in self.parts]).float()
+        return given[[found.index(key) for key in range(sum(len(book.keys) for book in self.books))]].clone()
+
+    def of_book(self, values: Float[Tensor, "n d_out"], number: int) -> Float[Tensor, "own d_out"]:
+        return values.split([len(book.keys) for book in self.books])[number]
+
+    def losses_and_gradient(self, values: Float[Tensor, "n d_out"]) -> tuple[Float[Tensor, " edits"], Tensor]:
+        """Each edit's mean NLL, and the gradient of their sum."""
+        moved = values.detach().requires_grad_()
+        losses, gradient = [], torch.zeros_like(values)
+        for part in self.parts:
+            own = part.reads.nll(part.upper.handle, part.upper.run(part.change(moved)))
+            gradient += torch.autograd.grad(own.sum(), moved)[0]
+            losses.append(own.detach())
+        return torch.cat(losses), gradient
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -123,18 +179,14 @@ class _Part:
     keys: Int[Tensor, "rows length"]
 
     @classmethod
-    def of(cls, handle: ModelHandle, layer: int, book: Growing, read: Tensor, rows: Sequence[Row]) -> _Part:
-        """`read` is what the layer reads at each token of the whole rows. Values do not change that, so which key a
-        token finds holds from the first step to the last."""
-        number, inside = nearest(book.keys, book.radii, read)
-        found = torch.where(inside, number, -1).tolist()
-        firsts = [next(i for i, key in enumerate(own) if key >= 0) for own in found]
+    def of(cls, handle: ModelHandle, layer: int, rows: Sequence[Row], numbers: Sequence[Sequence[int]]) -> _Part:
+        firsts = [next(i for i, key in enumerate(own) if key >= 0) for own in numbers]
         cut = [Row(row.suffix[:at], row.suffix[at:], row.wanted) for row, at in zip(rows, firsts, strict=True)]
         upper = prepare(handle, layer, cut)
         keys = torch.full(upper.ids.shape, -1, device=handle.device)
-        for own, numbers, row in zip(keys, found, cut, strict=True):
+        for own, found, row in zip(keys, numbers, cut, strict=True):
             begin, length = len(row.prefix), len(row.suffix)
-            own[:length] = torch.tensor(numbers[begin : begin + length])
+            own[:length] = torch.tensor(found[begin : begin + length])
         return cls(upper, reads_of(cut, handle.device), keys)
 
     def change(self, values: Float[Tensor, "n d_out"]) -> Float[Tensor, "rows length d_out"]:
@@ -143,21 +195,30 @@ class _Part:
         return torch.where(inside, values[self.keys.clamp(min=0)] - self.upper.values.float(), 0)
 
 
+def _grown(
+    radius: float, below: Tensor, states: Float[Tensor, "edits d_in"], labels: Sequence[tuple[int, ...]]
+) -> Growing:
+    """The keys of some edits, and how far each reaches."""
+    book = Growing(radius, below, states[:0], states[:0, 0])
+    for state, label in zip(states, labels, strict=True):
+        book.add(state, label)
+    book.settle(states, labels)
+    return book
+
+
+def _rows(handle: ModelHandle, edits: Sequence[Edit]) -> list[Row]:
+    """The edits' rows. Raises InputError where one prompt is to be continued in two ways."""
+    rows = [answer_row(handle, edit) for edit in edits]
+    wanted: dict[tuple[int, ...], tuple[int, ...]] = {}
+    for edit, row in zip(edits, rows, strict=True):
+        if wanted.setdefault(row.suffix[: _end(row) + 1], row.wanted) != row.wanted:
+            raise InputError(f"two edits give {edit.fact.text!r} different objects; leave one of them out")
+    return rows
+
+
 def _end(row: Row) -> int:
     """Where the prompt's last token is."""
     return len(row.suffix) - len(row.wanted)
-
-
-def _at_ends(read: Float[Tensor, "rows length d_in"], rows: Sequence[Row]) -> Float[Tensor, "rows d_in"]:
-    """What the layer reads at each prompt's last token."""
-    return torch.stack([own[_end(row)] for own, row in zip(read, rows, strict=True)])
-
-
-def _starts(parts: Sequence[_Part], keys: int) -> Float[Tensor, "n d_out"]:
-    """What the layer gives where each key is found first."""
-    flat = torch.cat([part.keys.flatten() for part in parts]).tolist()
-    given = torch.cat([part.upper.values.flatten(0, 1) for part in parts]).float()
-    return given[[flat.index(key) for key in range(keys)]].clone()
 
 
 def _keys_below(handle: ModelHandle, module: str, states: Float[Tensor, "edits d_in"]) -> Float[Tensor, "m d_in"]:
@@ -166,22 +227,3 @@ def _keys_below(handle: ModelHandle, module: str, states: Float[Tensor, "edits d
     keys = torch.cat([states[:0], *(patch.keys.to(states.device) for patch in patches)])
     again = distances(states, keys).amin(-1) <= SAME * keys.norm(dim=1)
     return keys[~again]
-
-
-def _losses_and_gradient(parts: Sequence[_Part], values: Tensor) -> tuple[Float[Tensor, " edits"], Tensor]:
-    """Each edit's mean NLL, and the gradient of their sum."""
-    moved = values.detach().requires_grad_()
-    losses, gradient = [], torch.zeros_like(values)
-    for part in parts:
-        own = part.reads.nll(part.upper.handle, part.upper.run(part.change(moved)))
-        gradient += torch.autograd.grad(own.sum(), moved)[0]
-        losses.append(own.detach())
-    return torch.cat(losses), gradient
-
-
-def _check_one_object_each(edits: Sequence[Edit], rows: Sequence[Row]) -> None:
-    """Raises InputError where one prompt is to be continued in two ways."""
-    wanted: dict[tuple[int, ...], tuple[int, ...]] = {}
-    for edit, row in zip(edits, rows, strict=True):
-        if wanted.setdefault(row.suffix[: _end(row) + 1], row.wanted) != row.wanted:
-            raise InputError(f"two edits give {edit.fact.text!r} different objects; leave one of them out")

@@ -241,6 +241,17 @@ def test_parts_of_a_large_request_add_up(handle, monkeypatch):
     assert distance(QUICK(handle, EDITS, seed=0).values, whole.values) < 1e-3
 
 
+def test_edits_trained_together_end_each_at_its_own_step(handle):
+    operator = dataclasses.replace(QUICK, steps=60, stop_below=4.7)
+    together = operator.each(handle, EDITS, seed=0)
+    alone = [operator(handle, [edit], seed=0) for edit in EDITS]
+    steps = [patch.provenance.notes["steps"] for patch in together]
+    assert steps == [patch.provenance.notes["steps"] for patch in alone] and len({*steps}) > 1
+    for one, other in zip(together, alone, strict=True):
+        assert distance(one.values, other.values) < 1e-2 and torch.equal(one.radii, other.radii)
+    assert operator.each(handle, [], seed=0) == []
+
+
 def test_near_edits_with_one_object_share_a_value(handle):
     edits = [edit_of("The capital of {}", "Rome"), edit_of("The capital of {}", "Rome", subject="Italy")]
     patch = dataclasses.replace(QUICK, radius=50.0)(handle, edits, seed=0)

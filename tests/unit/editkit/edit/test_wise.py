@@ -245,7 +245,7 @@ def test_shards_part_the_edits_and_are_merged(handle):
     before = score_pairs(handle, pairs_of(ENDING))
     with handle.patched(patch):
         after = score_pairs(handle, pairs_of(ENDING))
-    assert sum(s.mean for s in after) > sum(s.mean for s in before)
+    assert after[0].mean > before[0].mean + 0.1 and after[2].mean > before[2].mean + 0.1  # one of each shard
     assert len(operator(handle, ENDING[:1], seed=0).provenance.notes["shards"]) == 1
     assert [len(shard) for shard in wise._dealt([[]] * 7, 3)] == [3, 3, 1]
 
