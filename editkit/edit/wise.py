@@ -27,7 +27,7 @@ Differs from the authors' code:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -230,7 +230,7 @@ class _Descent:
         self.operator, self.shard, self.mask = operator, shard, mask
         self.delta = torch.zeros(mask.shape, device=mask.device)
 
-    def run(self, tell: Any) -> tuple[Tensor, dict[str, Any]]:
+    def run(self, tell: Callable[[int], None]) -> tuple[Tensor, dict[str, Any]]:
         steps = self.operator.steps
         for step in range(steps + 1):
             edit, margin, gradient = self.look()
