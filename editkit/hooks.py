@@ -67,6 +67,15 @@ def rewrite_output(module: nn.Module, rewrite: Rewrite, undo: Undo) -> None:
     _hook(module, change, undo)
 
 
+def rewrite_by_input(module: nn.Module, rewrite: Callable[[Tensor, Tensor], Tensor], undo: Undo) -> None:
+    """The same for a function that sees the module's first positional input too: f(input, output) -> output."""
+
+    def change(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
+        return with_first_tensor(output, rewrite(inputs[0], first_tensor(output)))
+
+    _hook(module, change, undo)
+
+
 def _keeper(record: Seen) -> Callable[..., None]:
     def keep(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         record.input = inputs[0] if inputs else None

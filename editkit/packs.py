@@ -19,6 +19,7 @@ from transformers import DynamicCache
 from editkit.forward import rows_of, run
 from editkit.handle import ModelHandle
 from editkit.patch import PromptPatch, WeightPatch
+from editkit.token_patch import TokenPatch
 from editkit.tokens import pad, pad_id_of
 
 Bundle = Sequence[Sequence[int]]
@@ -112,11 +113,12 @@ def joined(caches: Sequence[DynamicCache]) -> DynamicCache:
 
 
 def _looks_along_the_row(handle: ModelHandle, bundles: Sequence[Bundle]) -> bool:
-    """Whether a forest could be read wrongly: by a patch that is no change of weights, or past a sliding window."""
+    """Whether a forest could be read wrongly: by a patch that sees more than one token, or past a sliding window."""
     config = handle.model.config.to_dict()
     window = config.get("sliding_window") or handle.context
     longest = max((len(sequence) for bundle in bundles for sequence in bundle), default=0)
-    return longest > window or not all(isinstance(patch, WeightPatch | PromptPatch) for patch in handle.patches)
+    by_token = WeightPatch | PromptPatch | TokenPatch
+    return longest > window or not all(isinstance(patch, by_token) for patch in handle.patches)
 
 
 def _added(mask: Tensor, dtype: torch.dtype) -> Tensor:
