@@ -11,6 +11,7 @@ import random
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from editkit.data import FactBase, load
 from editkit.entries import Entry, mentions
@@ -82,12 +83,11 @@ def _record(facts: FactBase, entry: Entry, among: Sequence[Entry], source: rando
     return EditRecord(entry.id, Edit(fact, change.target_new or ""), told)
 
 
-def _neighbors(
-    facts: FactBase, change: Change, among: Sequence[Entry], source: random.Random
-) -> tuple[Question, ...]:
+def _neighbors(facts: FactBase, change: Change, among: Sequence[Entry], source: random.Random) -> tuple[Question, ...]:
     """Facts of the course that share no entity with the change, half of them of its relation."""
-    shuffled = source.sample(among, len(among))
-    usable = [entry for entry in shuffled if not change.shares_entity(entry)]
-    same = [entry for entry in usable if entry.relation == change.entry.relation][: NEIGHBORS // 2]
-    other = [entry for entry in usable if entry.relation != change.entry.relation][: NEIGHBORS - len(same)]
+    shuffled, relation = source.sample(among, len(among)), change.entry.relation
+    related = (entry for entry in shuffled if entry.relation == relation and not change.shares_entity(entry))
+    same = [*islice(related, NEIGHBORS // 2)]
+    others = (entry for entry in shuffled if entry.relation != relation and not change.shares_entity(entry))
+    other = [*islice(others, NEIGHBORS - len(same))]
     return tuple(entry.ask(source.choice(facts.relations[entry.relation].seen)) for entry in (*same, *other))

@@ -40,7 +40,8 @@ class Fitting:
     the wording that is edited and in another one, plus `locality_weight` times KL(before ‖ after) on `neighbors` other
     facts. `clip` bounds the gradient's norm. A share `watch` of the subjects is not trained on: every `check_every`
     steps their loss is taken, the best networks are kept, and after `patience` checks without a better one it ends.
-    `products` are the matrix products of the steps (see editkit/products.py). Where no records are given, `facts` of
+    `products` are the matrix products of the training (see editkit/products.py): those
+    of an edit are float32. Where no records are given, `facts` of
     the built-in ones are drawn by `seed`.
     """
 
@@ -132,7 +133,7 @@ def fit_network(
         without_patches(handle),
         gradient_attention(handle),
         frozen(handle.model),
-        using(exact(handle)),
+        using(products_of(handle, fitting.products) or exact(handle)),
         torch.inference_mode(False),
         torch.enable_grad(),
     ):
@@ -219,7 +220,6 @@ class _Training:
         self.adams = {name: Adam(value.detach(), _rate(name, fitting)) for name, value in self.values.items()}
         rng = random.Random(f"{seed} watched")
         self.watched = [_drawn(lesson, fitting.neighbors, rng) for lesson in watch]
-        self.products = products_of(texts.handle, fitting.products)
 
     def run(self, progress: Progress | None) -> Network:
         """Train until nothing gets better; gives the best networks there were."""
@@ -235,8 +235,7 @@ class _Training:
                 progress("training the editor, step", steps if done else step, steps)
             if done:
                 break
-            with using(self.products):
-                loss = self.move(next(draws), step)
+            loss = self.move(next(draws), step)
         return best.with_record(self.record(history, step, loss))
 
     def stalls(self, history: Sequence[Mapping[str, float]]) -> bool:

@@ -137,7 +137,9 @@ def load_network(path: Path, handle: ModelHandle, names: Sequence[str]) -> Netwo
             metadata = stream.metadata() or {}
             tensors = {key: stream.get_tensor(key).to(handle.device) for key in stream.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise InputError(f"mend cannot read weights {str(path)!r} ({error}); name a file that `MEND.fit` gave") from None
+        raise InputError(
+            f"mend cannot read weights {str(path)!r} ({error}); name a file that `MEND.fit` gave"
+        ) from None
     if metadata.get(KIND) != VERSION:
         raise InputError(f"{str(path)!r} holds no network of mend; name a file that `MEND.fit` gave")
     try:

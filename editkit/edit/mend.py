@@ -4,9 +4,9 @@ https://arxiv.org/abs/2110.11309).
     Δ_l = −α_l Σ δ̃ ũᵀ        (ũ, δ̃) = g_l(u, δ)        over all tokens of the edit
 
 u is what a matrix reads at a token and δ the gradient, in what it gives there, of −log p(new object | prompt): the
-gradient of a matrix is Σ δ uᵀ, a sum of as many outer products as there are tokens. Small networks g, shared by matrices
-of one shape, make of each pair another one, by which an edit also holds in other wordings and leaves the rest alone.
-They are trained for one model on edits of other facts (equation 5):
+gradient of a matrix is Σ δ uᵀ, a sum of as many outer products as there are tokens. Small networks g, shared by
+matrices of one shape, make of each pair another one, by which an edit also holds in other wordings and leaves the rest
+alone. They are trained for one model on edits of other facts:
 
     min  c_e · −log p'(new object | wording)  +  KL(p(· | other fact) ‖ p'(· | other fact))        p': with Δ
 
