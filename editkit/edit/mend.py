@@ -15,7 +15,7 @@ file. Without `weights` the networks are trained once by themselves, on built-in
 the cache folder.
 
 Differs from the authors' code:
-- each edit of a call has its own loss and what comes out is summed, as in the paper's equation 3: an edit among others
+- each edit of a call has its own loss and what comes out is summed, as in the paper: an edit among others
   is the edit alone (theirs: one mean loss of all, so that δ shrinks with their number);
 - a step goes down the gradient (theirs is added, and its length may learn to be negative);
 - mean and spread of u and δ are taken beforehand, for each matrix (theirs: while training, for each shape);

@@ -294,11 +294,14 @@ def test_fitting_leaves_the_model_as_it_was_also_when_it_is_struck(handle_of, la
         assert handle.fingerprint() == before and handle.patches == (below,)
 
 
-def test_patches_on_the_model_do_not_reach_the_networks(handle):
+def test_patches_on_the_model_do_not_reach_the_networks(handle, tmp_path):
     shout = PromptPatch(lambda prompt: f"Hear! {prompt}", digest="hear")
-    plain = HERE.fit(handle, RECORDS, seed=0)
+    plain, names = HERE.fit(handle, RECORDS, seed=0), HERE.touches(handle)
     with handle.patched(shout), handle.patched(plain(handle, EDITS, seed=0)):
-        assert HERE.fit(handle, RECORDS, seed=0) == plain  # the path tells all that they depend on
+        assert HERE.fit(handle, RECORDS, seed=0) == plain  # the path is named by all that they depend on
+        HERE.fit(handle, RECORDS, seed=0, save=tmp_path / "other")
+    kept, other = (load_network(path, handle, names) for path in (plain.weights, tmp_path / "other"))
+    assert kept.digest == other.digest
 
 
 # -- files --
