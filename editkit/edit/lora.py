@@ -28,13 +28,13 @@ from typing import Any, ClassVar
 
 import torch
 from torch import nn
-from transformers.pytorch_utils import Conv1D
 
 from editkit.blocks import frozen
 from editkit.completions import Encoded, collate, encode_examples, gradient_attention, parts, read
 from editkit.deltas import LowRankDelta
 from editkit.edit._adam import Adam
-from editkit.errors import InputError, PatchError, UnableError
+from editkit.edit._linear import linear_layers
+from editkit.errors import InputError, UnableError
 from editkit.facts import Edit, Example
 from editkit.handle import ModelHandle
 from editkit.operators import EDITS, provenance_of
@@ -45,7 +45,6 @@ from editkit.undo import Block, Undo
 
 Progress = Callable[[str, int, int], None]  # what is done, how much, of how much
 ADAPTER = "editkit"
-LINEAR = (nn.Linear, Conv1D)
 ATTENTION = Scope(modules=("attention",))
 
 
@@ -95,7 +94,7 @@ class LoRA:
     def touches(self, handle: ModelHandle) -> tuple[str, ...]:
         """Names of the matrices that it changes: those of linear layers in blocks, within the scope, that no patch on
         the model has wrapped."""
-        linear = _linear_layers(handle)
+        linear = linear_layers(handle)
         names = tuple(name for name in self.scope.parameters(handle) if name in linear)
         if not names:
             raise InputError(f"{self.scope} holds no linear layer of {handle.name!r} to train; widen it")
@@ -147,23 +146,9 @@ def _peft() -> Any:
     return peft
 
 
-def _linear_layers(handle: ModelHandle) -> dict[str, str]:
-    """The path of each linear layer in a block by its weight's name; without those that a patch wraps or replaces."""
-    here = [(f"{path}.weight", path, module) for path, module in handle.model.named_modules()]
-    inside = [each for each in here if each[0].startswith(f"{handle.arch.blocks}.") and type(each[2]) in LINEAR]
-    return {name: path for name, path, module in inside if _is_base(handle, name, module.weight)}
-
-
-def _is_base(handle: ModelHandle, name: str, weight: nn.Parameter) -> bool:
-    try:
-        return handle.parameter(name) is weight
-    except PatchError:
-        return False
-
-
 def _inject(handle: ModelHandle, operator: LoRA, names: Sequence[str], undo: Undo) -> dict[str, _Pair]:
     """Put peft's layers in the place of the named ones, in float32 and trainable; `undo` takes all of them out."""
-    peft, model, linear = _peft(), handle.model, _linear_layers(handle)
+    peft, model, linear = _peft(), handle.model, linear_layers(handle)
     paths = [linear[name] for name in names]
     config = peft.LoraConfig(
         r=operator.rank,
