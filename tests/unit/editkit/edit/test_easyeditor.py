@@ -17,7 +17,7 @@ from conftest import LAYOUTS, make_handle
 from edit_examples import EDITS, ENDING, distance, ids_and_place, plain_search, private_cache
 
 from editkit.edit import _easyeditor_methods as methods
-from editkit.edit._easyeditor_run import OnDevice, as_tuple, expect_tuples, seeded
+from editkit.edit._easyeditor_run import OnDevice, as_tuple, expect_tuples, lent, seeded, tokenizer_for
 from editkit.edit._easyeditor_source import find_source, loaded
 from editkit.edit._search import TargetSearch
 from editkit.edit.easyeditor import EasyEditor
@@ -176,21 +176,17 @@ def test_factors_are_what_it_added_to_the_weights(handle_of, which, layout, monk
 
 @BOTH
 @pytest.mark.parametrize("method", OF_2023)
-def test_nothing_is_left_behind(handle_of, which, method, capsys, monkeypatch, tmp_path, recwarn):
+def test_nothing_is_left_behind(which, method, capsys, monkeypatch, tmp_path, recwarn):
     monkeypatch.chdir(tmp_path)
-    handle, own = handle_of("gpt2"), ModuleType("easyeditor")
+    handle, own = make_handle("gpt2"), ModuleType("easyeditor")
     monkeypatch.setitem(sys.modules, "easyeditor", own)
     handle.parameter(handle.weight_name("mlp_out", 0)).requires_grad_(False)  # no flag like the others'
-    try:
-        before, config = handle.fingerprint(), dict(vars(handle.model.config))
-        path = handle.model.name_or_path
-        states = torch.get_rng_state(), random.getstate()
-        operator(method)(handle, ENDING, seed=0)
-        assert handle.fingerprint() == before
-        assert vars(handle.model.config) == config and handle.model.name_or_path == path
-        assert torch.equal(torch.get_rng_state(), states[0]) and random.getstate() == states[1]
-    finally:
-        handle.parameter(handle.weight_name("mlp_out", 0)).requires_grad_(True)
+    before, config, path = handle.fingerprint(), dict(vars(handle.model.config)), handle.model.name_or_path
+    states = torch.get_rng_state(), random.getstate()
+    operator(method)(handle, ENDING, seed=0)
+    assert handle.fingerprint() == before
+    assert vars(handle.model.config) == config and handle.model.name_or_path == path
+    assert torch.equal(torch.get_rng_state(), states[0]) and random.getstate() == states[1]
     assert sys.modules["easyeditor"] is own
     assert not [name for name in sys.modules if name.startswith(("_easyeditor_", "easyeditor."))]
     assert capsys.readouterr().out == "" and not [*tmp_path.iterdir()]
@@ -314,6 +310,20 @@ def test_hooks_see_tuples_from_blocks_and_what_they_give_goes_on(handle_of, whic
     with torch.no_grad(), handle.patched(HookPatch({block: lambda output: output * 0}, digest="zero")):
         assert torch.equal(handle.model(ids).logits, logits)
     assert as_tuple((1, 2)) == (1, 2)
+
+
+@BOTH
+def test_contexts_are_what_the_model_would_write(handle_of, which):
+    """Each sampled token is one of the five likeliest after all those before it, in a pass without a cache."""
+    handle = handle_of("gpt2")
+    tokenizer, rows = tokenizer_for(handle, {}), []
+    tokenizer.decode = lambda ids, **_: rows.append(ids) or ""
+    with loaded(which, "rome", "ROME") as own, lent(handle, []), seeded(0, handle.device), torch.no_grad():
+        own.module("util.generate").generate_fast(handle.model, tokenizer, ["The"], n_gen_per_prompt=3, max_out_len=9)
+        assert [len(ids) for ids in rows] == [9, 9, 9]
+        for ids in rows:
+            best = handle.model(torch.tensor([ids])).logits[0].topk(5).indices.tolist()
+            assert all(then in among for among, then in zip(best, ids[1:], strict=False))
 
 
 def test_matplotlib_is_not_needed(handle, monkeypatch):
