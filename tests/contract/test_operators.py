@@ -19,6 +19,7 @@ from edit_examples import ENDING, private_cache
 from tables import QUICK
 from training_examples import FORGET, REQUEST, RETAIN
 
+from editkit.errors import MethodError, UnableError
 from editkit.facts import ForgetRequest
 from editkit.operators import EDITS, UNLEARNERS, Confined, configured, each
 from editkit.patch import PromptPatch, WeightPatch
@@ -115,6 +116,18 @@ def passes_of(name, layout):
     with on_each_pass(handle_for(layout), lambda: next(passes)):
         call(name, layout)
     return next(passes)
+
+
+@pytest.fixture(autouse=True)
+def able(request):
+    """Skips, with its reason, what cannot run on this machine even on the plainest model: a package may be missing."""
+    name = request.node.callspec.params["name"]
+    try:
+        patch_of(name, "llama")
+    except MethodError:
+        pass  # the test's own business
+    except UnableError as error:
+        pytest.skip(str(error))
 
 
 @CASES
