@@ -34,7 +34,7 @@ class StemWeight:
 
 @dataclass(frozen=True)  # no slots: the table is kept in the instance
 class Likeness:
-    """What is seen of a prompt beside an edit's own one. `unknown` is the weight of a word that `words` does not hold."""
+    """What is seen of a prompt beside an edit's own one. `unknown` is the weight of a word that is not in `words`."""
 
     words: tuple[StemWeight, ...]
     unknown: float

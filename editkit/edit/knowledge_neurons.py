@@ -1,4 +1,5 @@
-"""KN, editing by knowledge neurons (Dai et al. 2022, https://arxiv.org/abs/2104.08696, section 5.1).
+"""KN, knowledge neurons, on which the old object hangs (Dai et al. 2022,
+https://arxiv.org/abs/2104.08696, section 5.1).
 
     v ← v ± (λ₂ t' − λ₁ t)    v: value slot of a neuron, a column of `mlp_out` (d_out); t, t': the unembeddings of the
                               old object and of the new one; ±: the sign of the neuron's activation

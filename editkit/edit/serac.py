@@ -1,4 +1,4 @@
-"""SERAC-like editing: a memory of edits, a learned scope, and a counterfactual answer (Mitchell et al. 2022,
+"""SERAC-like, a memory of edits shown to the prompts in their learned scope (Mitchell et al. 2022,
 https://arxiv.org/abs/2206.06520).
 
     p(y | x) = p_base(y | x)                 where  max_e g(x, e) ≤ threshold, to the bit
