@@ -42,6 +42,14 @@ def upper(handle: ModelHandle, layer: int, hidden: Tensor, last: int | None = No
     return _view(handle, [*(Give() for _ in range(layer)), Give(hidden), *blocks[layer + 1 : end]])
 
 
+def after_change(handle: ModelHandle, layer: int, hidden: Tensor, values: Tensor, change: Tensor) -> Tensor:
+    """What block `layer` gives instead of `hidden` when its `mlp_out` gives `values + change` instead of `values`."""
+    if handle.arch.mlp_norm:
+        norm = handle.module("mlp_norm", layer)
+        change = norm((values + change).to(values.dtype)) - norm(values)
+    return hidden + change.to(hidden.dtype)
+
+
 def frozen(model: nn.Module) -> Block[None]:
     """No parameter wants a gradient within the block; each flag is put back after it, also after an error."""
 

@@ -11,6 +11,7 @@ from typing import Any
 from editkit.arch import ARCHITECTURES
 from editkit.data import datasets
 from editkit.errors import InputError
+from editkit.locate import LOCATORS
 from editkit.models import EMBEDDED
 from editkit.operators import EDITS, UNLEARNERS
 from probes.kinds import PROBES
@@ -43,6 +44,12 @@ def operators() -> Rows:
 def _title(operator: Any) -> str:
     """How the method's module opens, without the reference; the class is only its settings."""
     return first_line(inspect.getmodule(operator)).partition(" (")[0] or first_line(operator)
+
+
+def locators() -> Rows:
+    return ("name", "what it does", "source"), [
+        (name, _title(locator), source_of(locator)) for name, locator in LOCATORS.items()
+    ]
 
 
 def probes() -> Rows:
@@ -83,6 +90,7 @@ def layouts() -> Rows:
 
 LISTS: dict[str, Callable[[], Rows]] = {
     "operators": operators,
+    "locators": locators,
     "probes": probes,
     "metrics": metrics,
     "datasets": data_sets,

@@ -14,13 +14,14 @@ from hypothesis import settings
 
 from editkit.arch import ARCHITECTURES
 from editkit.data import datasets
+from editkit.locate import LOCATORS
 from editkit.operators import EDITS, UNLEARNERS
 from probes.kinds import PROBES
 from reports.render import RENDERERS
 from reports.sections import SECTIONS
 
 ROOT = Path(__file__).resolve().parent.parent
-FOLDERS = {"editkit/edit": EDITS, "editkit/unlearn": UNLEARNERS, "editkit/arch": ARCHITECTURES, "probes/kinds": PROBES, "reports/sections": SECTIONS, "reports/render": RENDERERS}  # fmt: skip
+FOLDERS = {"editkit/edit": EDITS, "editkit/locate": LOCATORS, "editkit/unlearn": UNLEARNERS, "editkit/arch": ARCHITECTURES, "probes/kinds": PROBES, "reports/sections": SECTIONS, "reports/render": RENDERERS}  # fmt: skip
 
 
 def python(code: str) -> str:
@@ -38,7 +39,8 @@ def test_the_layers_are_kept():
 
 
 @pytest.mark.parametrize(
-    "package", ["editkit.edit", "editkit.unlearn", "probes.kinds", "reports.sections", "reports.render"]
+    "package",
+    ["editkit.edit", "editkit.locate", "editkit.unlearn", "probes.kinds", "reports.sections", "reports.render"],
 )
 def test_extensions_do_not_know_each_other(package):
     """What two share stands in a file whose name begins with "_", or a layer down."""

@@ -43,9 +43,9 @@ had it before, the new consequence in questions that need the fact. Degenerate t
 empty or repeat themselves (lower is better). The norm is that of the change beside the weights', median over facts; the
 time is that of one edit, found together with the others where the operator can.
 
-Made by `make truth`, or by `python tools/truth.py OPERATOR …` for some: each row says of what day it is. Presets for this
-model were chosen on a handful of facts of the same kind, some of them among these. Where an operator could not edit a
-fact, the row says for how many it could.
+Made by `make truth`, or by `python tools/truth.py OPERATOR …` for some: each row says of what day it is. Presets for
+this model were chosen on a handful of facts of the same kind, some of them among these. Where an operator could not
+edit a fact, the row says for how many it could.
 
 """
 COLUMNS = ("operator", *METRICS.values(), "norm", "s an edit", "facts", "day")

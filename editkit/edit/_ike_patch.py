@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -61,7 +61,7 @@ class InContext:
     scoped: bool
 
     def __call__(self, prompt: str) -> str:
-        before, earlier, question = _parted(prompt)
+        before, earlier, question = parted(prompt)
         near = self.nearest(question)
         named = self.named(question)
         if self.scoped and not named:
@@ -82,21 +82,21 @@ class InContext:
             if wanted in text:
                 there.add(subject)
                 text = text.replace(wanted, " \0 ")
-        return {place for place, fact in enumerate(self.facts) if _name(fact.subject) in there}
+        return {place for place, fact in enumerate(self.facts) if name_of(fact.subject) in there}
 
     def nearest(self, prompt: str) -> list[int]:
         """Places of all facts, the nearest last (of equals the later): the cosine of their sets of three letters."""
-        own = _letters(prompt)
+        own = letters(prompt)
         likeness = [len(own & each) / math.sqrt(len(own) * len(each)) for each in self._kept_letters]
         return sorted(range(len(self.facts)), key=lambda place: (likeness[place], place))
 
     @functools.cached_property
     def _subjects(self) -> list[str]:
-        return sorted({_name(fact.subject) for fact in self.facts} - {""}, key=lambda name: (-len(name), name))
+        return sorted({name_of(fact.subject) for fact in self.facts} - {""}, key=lambda name: (-len(name), name))
 
     @functools.cached_property
     def _kept_letters(self) -> list[frozenset[str]]:
-        return [_letters(fact.prompt) for fact in self.facts]
+        return [letters(fact.prompt) for fact in self.facts]
 
     @functools.cached_property
     def written(self) -> bytes:
@@ -104,18 +104,18 @@ class InContext:
         return json.dumps(asdict(self), sort_keys=True).encode()
 
 
-def _name(subject: str) -> str:
+def name_of(subject: str) -> str:
     """A subject as it is looked for: "the Eiffel Tower" is also named without its article."""
     name = normalise(subject)
     return name.removeprefix("the ")
 
 
-def _letters(text: str) -> frozenset[str]:
+def letters(text: str) -> frozenset[str]:
     spaced = f"  {normalise(text)} "
     return frozenset(spaced[place : place + 3] for place in range(len(spaced) - 2))
 
 
-def _parted(prompt: str) -> tuple[str, str, str]:
+def parted(prompt: str) -> tuple[str, str, str]:
     """(demonstrations, lines of new facts, question) of a prompt that a patch below has rewritten; else it is all
     question. A stack of patches is one text, the newest facts last, and each looks at the question alone."""
     made = MADE.match(prompt) if prompt.startswith(FACT) else None
@@ -136,19 +136,24 @@ class InContextPatch(PromptPatch):
 
     def save(self, path: Path) -> None:
         """Write the rewriting and its provenance to one safetensors file, whole or not at all."""
-        write(
-            path,
-            KIND,
-            {"rewrite": torch.frombuffer(bytearray(self.rewrite.written), dtype=torch.uint8)},
-            self.provenance,
-        )
+        write(path, KIND, tensors_of(self.rewrite.written), self.provenance)
 
     @classmethod
     def read(cls, tensors: Mapping[str, Tensor], provenance: Provenance) -> InContextPatch:
-        stored = tensors["rewrite"]
-        if stored.dtype != torch.uint8:
-            raise PatchError(f"its rewrite is of {stored.dtype}, no bytes")
-        given = json.loads(bytes(stored.tolist()))
-        if not isinstance(given, dict):
-            raise PatchError("its rewrite is no JSON object")
-        return cls.of(build(InContext, given), provenance)
+        return cls.of(build(InContext, plain_of(tensors)), provenance)
+
+
+def tensors_of(written: bytes) -> dict[str, Tensor]:
+    """A rewriting that is written as JSON, as what a patch file holds."""
+    return {"rewrite": torch.frombuffer(bytearray(written), dtype=torch.uint8)}
+
+
+def plain_of(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The JSON object in a patch file. Raises PatchError, KeyError or ValueError for anything else."""
+    stored = tensors["rewrite"]
+    if stored.dtype != torch.uint8:
+        raise PatchError(f"its rewrite is of {stored.dtype}, no bytes")
+    given = json.loads(bytes(stored.tolist()))
+    if not isinstance(given, dict):
+        raise PatchError("its rewrite is no JSON object")
+    return given

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import DynamicCache
 
-from editkit.blocks import lower, upper
+from editkit.blocks import after_change, lower, upper
 from editkit.forward import copied, rows_of, run, unembed
 from editkit.handle import ModelHandle
 from editkit.hooks import traced
@@ -75,14 +75,6 @@ class Upper:
             self.positions[rows, :width],
             rows_of(self.cache, rows),
         )
-
-
-def after_change(handle: ModelHandle, layer: int, hidden: Tensor, values: Tensor, change: Tensor) -> Tensor:
-    """What block `layer` gives instead of `hidden` when its `mlp_out` gives `values + change` instead of `values`."""
-    if handle.arch.mlp_norm:
-        norm = handle.module("mlp_norm", layer)
-        change = norm((values + change).to(values.dtype)) - norm(values)
-    return hidden + change.to(hidden.dtype)
 
 
 @torch.no_grad()
