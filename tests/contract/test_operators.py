@@ -20,7 +20,8 @@ from tables import QUICK
 from training_examples import FORGET, REQUEST, RETAIN
 
 from editkit.errors import MethodError, UnableError
-from editkit.facts import ForgetRequest
+from editkit.errors import UnableError
+from editkit.facts import Edit, Fact, ForgetRequest
 from editkit.operators import EDITS, UNLEARNERS, Confined, configured, each
 from editkit.patch import PromptPatch, WeightPatch
 from editkit.scope import Scope
@@ -299,3 +300,54 @@ def test_a_tokenizer_without_pad_and_with_bos_serves(name):
     patch = operator(handle, ENDING[:1] if name in EDITS else REQUEST, seed=0)
     assert handle.fingerprint() == before
     assert moves_the_right_way(name, patch, changes(handle, patch, asked(name)))
+
+
+@functools.cache
+def narrow_handle(layout):
+    return make_handle(layout, dtype=torch.bfloat16)
+
+
+@pytest.mark.parametrize(("name", "layout"), [(name, layout) for name in OPERATORS for layout in FEW])
+def test_on_bfloat16_weights_a_patch_is_computed_wide_and_moves_the_right_way(name, layout):
+    """Small changes vanish in bfloat16: a patch holds them in full, and the sum is rounded once."""
+    handle = narrow_handle(layout)
+    before = handle.fingerprint()
+    try:
+        patch = configured(name, handle, QUICK.get(name))[0](handle, ENDING[:1] if name in EDITS else REQUEST, seed=0)
+    except UnableError as error:  # another project's code may refuse it, in one line
+        pytest.skip(str(error))
+    assert handle.fingerprint() == before
+    assert moves_the_right_way(name, patch, changes(handle, patch, asked(name)))
+    if isinstance(patch, WeightPatch):
+        parts = [tensor for delta in patch.deltas.values() for tensor in delta.tensors().values()]
+        assert {tensor.dtype for tensor in parts} <= {torch.float32, torch.float64}
+
+
+@EACH
+def test_the_tokenizers_padding_side_does_not_matter(name):
+    patch, *_ = patch_of(name, "llama")
+    handle = handle_for("llama")
+    side = handle.tokenizer.padding_side
+    try:
+        handle.tokenizer.padding_side = "left" if side == "right" else "right"
+        assert call(name, "llama").digest == patch.digest
+    finally:
+        handle.tokenizer.padding_side = side
+
+
+ODD = {
+    "that occurs twice": ("France", "Think of France. The capital of {}"),
+    "in another script": ("東京タワー", "Where is {}"),
+    "with accents and marks": ("Saint-Denis d’Órán", "The city of {}"),
+    "at the very beginning": ("Nina Okafor", "{}"),
+}
+
+
+@pytest.mark.parametrize("subject", ODD)
+@pytest.mark.parametrize("name", EDITS.names())
+def test_a_subject_takes(name, subject):
+    words, prompt = ODD[subject]
+    edit = Edit(Fact(words, "home", "Paris", prompt), "Rome")
+    handle = handle_for("llama")
+    patch = call(name, "llama", request=[edit])
+    assert moves_the_right_way(name, patch, changes(handle, patch, [(edit.fact.text, edit.target_new)]))
