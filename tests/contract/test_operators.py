@@ -20,7 +20,6 @@ from tables import QUICK
 from training_examples import FORGET, REQUEST, RETAIN
 
 from editkit.errors import MethodError, UnableError
-from editkit.errors import UnableError
 from editkit.facts import Edit, Fact, ForgetRequest
 from editkit.operators import EDITS, UNLEARNERS, Confined, configured, each
 from editkit.patch import PromptPatch, WeightPatch
