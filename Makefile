@@ -5,7 +5,7 @@ RUN := $(VENV)/bin
 PIP := $(RUN)/python -m pip --disable-pip-version-check
 ARGS ?=
 
-.PHONY: audit test bench docs world lint clean
+.PHONY: audit test bench truth docs world lint clean
 
 audit: $(VENV)/.installed  ## change the embedded model, try to break the change, write the report
 	@$(RUN)/editkit audit $(ARGS); status=$$?; \
@@ -16,6 +16,8 @@ test: $(VENV)/.installed-test  ## the whole suite
 
 bench: $(VENV)/.installed-test  ## measurements; never part of the tests
 	$(RUN)/python tests/bench/bench_rome.py $(ARGS)
+	$(RUN)/python tests/bench/bench_easyedit.py
+	$(RUN)/python tests/bench/bench_stack.py 200
 	$(RUN)/python tests/bench/bench_unlearn.py $(ARGS)
 
 docs: $(VENV)/.installed-test  ## write the generated parts of the README anew
