@@ -5,8 +5,8 @@ https://arxiv.org/abs/2104.08696, section 5.1).
                               old object and of the new one; ±: the sign of the neuron's activation
 
 The neurons are those on which the old object hangs at the edit's prompt (editkit/locate/knowledge_neurons.py). That a
-fact hangs on them does not mean that it can be changed there (Hase et al. 2023, https://arxiv.org/abs/2301.04213): the
-method is weak, and is here to be measured.
+fact hangs on them does not mean that it can be changed there (Hase et al. 2023, https://arxiv.org/abs/2301.04213). On
+SmolLM2-135M (4 facts, the preset) the old object goes, log p from -0.3 to -14, but the new one is said of 1 fact in 4.
 
 Differs from the authors' code:
 - a causal model: t is the row of the unembedding, for a word of several tokens that of the first in which the two

@@ -6,6 +6,9 @@ that was made blind for the subject, bring its answer back.
 A state is what a block gives, or what the MLPs or the attentions of a window of layers give, at one token. The average
 over noises and facts (AIE) is a probability; higher means that the answer passes there.
 
+On SmolLM2-135M the MLPs' effect is almost all of layer 0 (0.66, every other layer below 0.04: 6 facts, 4 noises,
+windows of one layer), so that each wider window that holds it has that effect, whatever else is in it.
+
 Differs from the authors' code:
 - the answer is the whole object of the fact, its tokens one after another (theirs: the one token that the model deems
   most likely);
