@@ -1,7 +1,4 @@
-"""MEMIT and PMET but for what each searches for and how it spreads it: least squares beside what the layer usually reads.
-
-    Δ_l = R_l K_lᵀ (λ C_l + K_l K_lᵀ)⁻¹
-"""
+"""MEMIT and PMET but for what each searches for and how it is spread: least squares beside a layer's usual keys."""
 
 from __future__ import annotations
 

@@ -70,8 +70,8 @@ class AtMLP:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class AtAttentionAndMLP:
-    """Attention and `mlp_out`: what attention gives moves what the MLP of its block reads (where one follows the other),
-    so the block itself is run too. `below` is what the block reads, None where it is the first."""
+    """Attention and `mlp_out`. Where the MLP follows attention, what attention gives moves what the MLP reads: so the
+    block itself is run too. `below` is what the block reads, None where it is the first."""
 
     upper: Upper
     attention: Float[Tensor, "rows length d"]

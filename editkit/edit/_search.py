@@ -41,10 +41,11 @@ class TargetSearch:
 
     The residual's norm stays within `clamp` times the norm of the unchanged value. The loss is the mean NLL of the new
     object (nats a token) + `kl_weight` KL(after ‖ before) on "{} is a" + `weight_decay` ‖residual‖ / ‖value‖²; of
-    several residuals each is clamped and weighed by its own value. The search ends when it falls below `stop_below`. With `tokens_per_step` > 0 each step draws as many contexts as have
-    that many tokens from the subject's last one on, the prompt alone always among them; the search still ends only when
-    the loss over all contexts is below. Where all fit, nothing is drawn. `products` are the matrix products of the
-    steps (see editkit/products.py): "float32", "bfloat16" or "auto"; a loss that ends the search is float32.
+    several residuals each is clamped and weighed by its own value. The search ends when it falls below `stop_below`.
+    With `tokens_per_step` > 0 each step draws as many contexts as have that many tokens from the subject's last one on,
+    the prompt alone always among them; the search still ends only when the loss over all contexts is below. Where all
+    fit, nothing is drawn. `products` are the matrix products of the steps (see editkit/products.py): "float32",
+    "bfloat16" or "auto"; a loss that ends the search is float32.
     """
 
     steps: int = 20

@@ -1,4 +1,4 @@
-"""PMET, precise model editing (Li et al. 2024, https://arxiv.org/abs/2308.08742, equations 14 to 19).
+"""PMET, precise model editing (Li et al. 2024, https://arxiv.org/abs/2308.08742).
 
     δ_a, δ_m = argmin −log p(new | a + δ_a, m + δ_m)        a, m: what attention and MLP of the last layer give
     Δ_l = R_l K_lᵀ (λ C_l + K_l K_lᵀ)⁻¹                     R_l = (m + δ_m − m now) / √(layers left)
