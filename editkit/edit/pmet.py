@@ -8,8 +8,8 @@ for. Only the MLP's part is kept and written, to the matrices that MEMIT changes
 the last layer, which the layers below hardly move: each of them adds its whole part, the higher the larger.
 
 Differs from the authors' code (as EasyEdit has it):
-- the search ends when its loss is small, as MEMIT's does (theirs weighs the new object a tenth once every token of it
-  is the likeliest, and ends when the KL term is small too);
+- the search ends when its loss is small, and then only (theirs weighs the new object a tenth once every token of it is
+  the likeliest, and then also ends when the KL term is small);
 - where a norm follows `mlp_out` (Gemma), what lacks is measured behind it: there the layers below add to the same;
 - where it differs from the code of MEMIT, `memit` does so too: see the list there.
 """
