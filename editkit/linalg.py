@@ -98,6 +98,15 @@ def least_change(
     return _through(gram + weight * torch.eye(len(gram), dtype=torch.float64), residual), solved.T
 
 
+def ridge_regression(
+    keys: Float[Tensor, "d_in n"], residual: Float[Tensor, "d_out n"], *, weight: float
+) -> tuple[Float[Tensor, "d_out n"], Float[Tensor, "n d_in"]]:
+    """Δ = R Kᵀ (λ I + K Kᵀ)⁻¹, the one with the least ‖Δ K − R‖² + λ ‖Δ‖², as
+    R (λ I + Kᵀ K)⁻¹ Kᵀ: a system of as many rows as there are keys. `weight` is λ > 0."""
+    wide = keys.double()
+    return _through(wide.T @ wide + weight * torch.eye(wide.shape[1], dtype=torch.float64), residual), wide.T
+
+
 def equality_constrained(
     keys: Float[Tensor, "d_in n"],
     residual: Float[Tensor, "d_out n"],

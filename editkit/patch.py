@@ -144,7 +144,8 @@ class WeightPatch:
     """Adds a delta to each named parameter: computed in float32 (float64 where the delta is), cast once.
 
     Parameters of any dtype and either storage order are served; the deltas themselves stay as they were given. `kept`
-    are keys by parameter name, (d_in, n): what later edits on top of this one must leave as it is (AlphaEdit).
+    is what later edits on top of this one need: by parameter name, keys (d_in, n) that must keep what they bring forth
+    (AlphaEdit); by the name and ":" and another word, what that word says (UltraEdit's "features").
     """
 
     savable: ClassVar[bool] = True

@@ -27,7 +27,7 @@ TOGETHER = 512  # texts in one batch
 @dataclass(frozen=True, slots=True, eq=False)
 class Read:
     """What a layer's `mlp_out` reads and gives and what its block gives, at every token; and at each text's last token
-    what block `last` gives."""
+    what block `last`, or a part of it, gives."""
 
     keys: Float[Tensor, "rows length d_in"]
     values: Float[Tensor, "rows length d_out"]
@@ -55,10 +55,10 @@ class Front:
         """A tensor's entries at the texts' last tokens."""
         return tensor[torch.arange(len(tensor), device=tensor.device), self.ends]
 
-    def read(self, layer: int, last: int) -> Read:
-        """Run on to block `last` and see what `layer` does. The front stays where it is."""
-        names = [self.handle.arch.path("mlp_out", layer)]
-        names += [self.handle.arch.path("block", each) for each in (layer, last)]
+    def read(self, layer: int, last: int, part: str = "block") -> Read:
+        """Run on to block `last` and see what `layer` does, and `part` of `last`. The front stays where it is."""
+        parts = (("mlp_out", layer), ("block", layer), (part, last))
+        names = [self.handle.arch.path(name, each) for name, each in parts]
         start = lower(self.handle, last) if self.hidden is None else upper(self.handle, self.passed, self.hidden, last)
         with traced(self.handle.model, names) as seen:
             run(start, self.ids, self.mask, self.positions)

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 
 from editkit.edit._locate_then_edit import Contexts
+from editkit.edit._places import AtMLP, Prepare
 from editkit.edit._search import Progress, TargetSearch
 from editkit.edit._spread import Found, Keys, Plan, Solve, as_patch, check_layers, each_by_itself, in_batches
 from editkit.errors import InputError
@@ -30,6 +31,8 @@ class ManyLayers:
 
     name: ClassVar[str]
     share: ClassVar[Callable[[int], float]] = float  # what the lacking part is divided by, of the layers left
+    place: ClassVar[Prepare] = AtMLP.prepare  # where the search adds its residuals
+    of_block: ClassVar[bool] = True  # it is the last block that lacks; else its MLP
 
     layers: tuple[int, ...]
     target: TargetSearch = MEMIT_SEARCH
@@ -88,7 +91,9 @@ class ManyLayers:
             "moments": [moments[layer].key for layer in self.layers],
             "moment_tokens": moments[self.layers[0]].tokens,
         }
-        return Plan(self.layers, self.target, self.contexts, solve, type(self).share), about | notes
+        kind = type(self)
+        plan = Plan(self.layers, self.target, self.contexts, solve, kind.share, kind.place, kind.of_block)
+        return plan, about | notes
 
     def _patch(
         self, handle: ModelHandle, found: Found, edits: Sequence[Edit], seed: int, about: dict[str, Any]

@@ -17,7 +17,8 @@ from torch.nn.functional import pad as zero_pad
 
 from editkit.blocks import frozen
 from editkit.edit._adam import Adam
-from editkit.edit._upper import Reads, Row, Upper, after_change, prepare, reads_of
+from editkit.edit._places import AtMLP, Place, Prepare
+from editkit.edit._upper import Reads, Row, after_change, mlp_gives, reads_of
 from editkit.errors import InputError
 from editkit.facts import SLOT, Edit
 from editkit.forward import attention, unembed
@@ -39,11 +40,12 @@ class TargetSearch:
     """How a value is searched: `steps` evaluations of the loss with an Adam step of `learning_rate` between them.
 
     The residual's norm stays within `clamp` times the norm of the unchanged value. The loss is the mean NLL of the new
-    object (nats a token) + `kl_weight` KL(after ‖ before) on "{} is a" + `weight_decay` ‖residual‖ / ‖value‖². The
-    search ends when it falls below `stop_below`. With `tokens_per_step` > 0 each step draws as many contexts as have
-    that many tokens from the subject's last one on, the prompt alone always among them; the search still ends only when
-    the loss over all contexts is below. Where all fit, nothing is drawn. `products` are the matrix products of the
-    steps (see editkit/products.py): "float32", "bfloat16" or "auto"; a loss that ends the search is float32.
+    object (nats a token) + `kl_weight` KL(after ‖ before) on "{} is a" + `weight_decay` ‖residual‖ / ‖value‖²; of
+    several residuals each is clamped and weighed by its own value. The search ends when it falls below `stop_below`.
+    With `tokens_per_step` > 0 each step draws as many contexts as have that many tokens from the subject's last one on,
+    the prompt alone always among them; the search still ends only when the loss over all contexts is below. Where all
+    fit, nothing is drawn. `products` are the matrix products of the steps (see editkit/products.py): "float32",
+    "bfloat16" or "auto"; a loss that ends the search is float32.
     """
 
     steps: int = 20
@@ -64,7 +66,8 @@ class TargetSearch:
 @dataclass(frozen=True, slots=True, eq=False)
 class Target:
     """What was found for one edit: its key (the mean over all contexts, and that of the prompt alone), the residual to
-    be added to the value, what the block gives with it after the prompt alone, and how the search went."""
+    be added to the value, what the block gives with it after the prompt alone (with `of_block`; else what its MLP adds
+    to the hidden states), and how the search went."""
 
     key: Float[Tensor, " d_in"]
     own_key: Float[Tensor, " d_in"]
@@ -94,13 +97,15 @@ def find_targets(
     *,
     seed: int,
     of_block: bool = False,
+    place: Prepare = AtMLP.prepare,
     progress: Progress | None = None,
 ) -> list[Target]:
     """Keys and residuals of all edits, each searched for itself, as many together as `TOKENS` and `WIDER` allow.
 
     With `of_block` the residual is measured (clamp and weight decay) by what the block gives instead of by what its
-    `mlp_out` gives; where a norm stands between the two it is measured by the latter all the same. Raises SolveError,
-    which names the subject, where an edit cannot be brought about.
+    `mlp_out` gives; where a norm stands between the two it is measured by the latter all the same. `place` says to what
+    residuals are added in the search; a target has that of `mlp_out`. Raises SolveError, which names the subject, where
+    an edit cannot be brought about.
     """
     rows = [rows_of_edit(handle, edit, before) for edit in edits]
     found: dict[int, Target] = {}
@@ -115,7 +120,7 @@ def find_targets(
         for part in _together([_width(own) for own in rows], len(before), search.tokens_per_step, most):
             give_back()
             own = ([edits[edit] for edit in part], [rows[edit] for edit in part])
-            targets = _Search(handle, layer, *own, search, seed, of_block).run(progress)
+            targets = _Search(handle, layer, *own, search, seed, of_block, place).run(progress)
             found.update(zip(part, targets, strict=True))
     return [found[edit] for edit in range(len(edits))]
 
@@ -151,18 +156,20 @@ class _Search:
         settings: TargetSearch,
         seed: int,
         of_block: bool,
+        place: Prepare,
     ) -> None:
-        self.handle, self.settings, self.layer = handle, settings, layer
+        self.handle, self.settings, self.layer, self.of_block = handle, settings, layer, of_block
         self.subjects, self.edits, self.per_edit = [e.fact.subject for e in edits], len(rows), len(rows[0])
         self.flat = [row for own in rows for row in own]
-        self.all = _Batch(range(len(self.flat)), prepare(handle, layer, self.flat), reads_of(self.flat, handle.device))
+        self.all = _Batch(range(len(self.flat)), place(handle, layer, self.flat), reads_of(self.flat, handle.device))
         self.batch = self.all
         self.ends = torch.tensor([len(row.suffix) - 1 for row in self.flat], device=handle.device)
-        self.keys = self.all.upper.keys[:, 0].float().unflatten(0, (self.edits, self.per_edit))[:, :-1].mean(1)
-        measure = self.all.upper.hidden if of_block and not handle.arch.mlp_norm else self.all.upper.values
-        self.norms = measure[:: self.per_edit, 0].float().norm(dim=1)
-        width = self.all.upper.values.shape[-1]
-        self.residual = torch.zeros(self.edits, width, device=handle.device, requires_grad=True)
+        self.upper, outputs = self.all.place.upper, self.all.place.outputs
+        self.keys = self.upper.keys[:, 0].float().unflatten(0, (self.edits, self.per_edit))[:, :-1].mean(1)
+        measures = [*outputs[:-1], self.upper.hidden if of_block and not handle.arch.mlp_norm else outputs[-1]]
+        self.norms = torch.stack([each[:: self.per_edit, 0].float().norm(dim=1) for each in measures], 1)
+        shape = *self.norms.shape, self.upper.values.shape[-1]
+        self.residual = torch.zeros(shape, device=handle.device, requires_grad=True)
         self.products = products_of(handle, settings.products, range(layer + 1, handle.layers))
         self.essence = self.unchanged()
         self.widths = [_width(own) for own in rows]
@@ -194,7 +201,7 @@ class _Search:
     def check_reached(self, grad: Tensor) -> None:
         """Raises SolveError for an edit that the residual cannot bring about."""
         for edit, own in enumerate(grad):
-            if not own.any():
+            if not own[-1].any():
                 raise SolveError(
                     f"cannot edit {self.subjects[edit]!r} at layer {self.layer}: no change of this layer's value can "
                     "reach the new object; edit a lower layer"
@@ -214,11 +221,11 @@ class _Search:
         self.select(live, contexts)
         counts = torch.tensor([len(own) for own in contexts], device=self.handle.device)
         owner = torch.arange(len(live), device=counts.device).repeat_interleave(counts + 1)
-        hidden = self.batch.upper.run(self.change(live, owner))
+        hidden = self.batch.place.run(self.changes(live, owner))
         ends = self.ends[[self.essence_row(edit) for edit in live]]
         nll, logits = self.batch.reads.nll_and_logits(self.handle, hidden, (counts + 1).cumsum(0) - 1, ends)
         mean = torch.zeros_like(nll[: len(live)]).index_add(0, owner, nll) / counts
-        decay = self.residual[live].norm(dim=1) / self.norms[live].square()
+        decay = (self.residual[live].norm(dim=-1) / self.norms[live].square()).sum(1)
         return mean + self.settings.kl_weight * self.drift(live, logits) + self.settings.weight_decay * decay
 
     def essence_row(self, edit: int) -> int:
@@ -235,19 +242,19 @@ class _Search:
             self.batch = self.all
             return
         rows = [self.flat[row] for row in wanted]
-        upper = self.all.upper.rows(torch.tensor(wanted, device=self.handle.device), max(len(r.suffix) for r in rows))
-        self.batch = _Batch(wanted, upper, reads_of(rows, self.handle.device))
+        place = self.all.place.rows(torch.tensor(wanted, device=self.handle.device), max(len(r.suffix) for r in rows))
+        self.batch = _Batch(wanted, place, reads_of(rows, self.handle.device))
 
-    def change(self, live: Sequence[int], owner: Tensor) -> Float[Tensor, "rows length d_out"]:
+    def changes(self, live: Sequence[int], owner: Tensor) -> Float[Tensor, "rows places length d_out"]:
         """The residuals at the subject's last token, where every suffix begins."""
-        first = self.residual[live][owner][:, None]
-        return zero_pad(first, (0, 0, 0, self.batch.upper.ids.shape[1] - 1))
+        first = self.residual[live][owner][:, :, None]
+        return zero_pad(first, (0, 0, 0, self.batch.place.upper.ids.shape[1] - 1))
 
     @torch.no_grad()
     def unchanged(self) -> Float[Tensor, "edits vocabulary"]:
         """Log-probabilities after "{} is a" in the unchanged model."""
         rows = torch.tensor([self.essence_row(edit) for edit in range(self.edits)], device=self.handle.device)
-        upper = self.all.upper.rows(rows, self.all.upper.ids.shape[1])
+        upper = self.upper.rows(rows, self.upper.ids.shape[1])
         hidden = upper.run(torch.zeros_like(upper.values))
         places = torch.arange(len(rows), device=rows.device), self.ends[rows]
         return unembed(self.handle, hidden[places]).log_softmax(-1)
@@ -271,21 +278,26 @@ class _Search:
 
     @torch.no_grad()
     def clamp(self) -> None:
-        norms = self.residual.norm(dim=1)
-        self.residual.mul_((self.settings.clamp * self.norms / norms).clamp(max=1)[:, None])
+        norms = self.residual.norm(dim=-1)
+        self.residual.mul_((self.settings.clamp * self.norms / norms).clamp(max=1)[..., None])
 
     def target(self, edit: int, steps: int, loss: float) -> Target:
-        residual, first = self.residual[edit].detach().clone(), edit * self.per_edit
-        upper = self.all.upper
-        state = after_change(self.handle, self.layer, upper.hidden[first, 0], upper.values[first, 0], residual)
+        residual, first = self.residual[edit, -1].detach().clone(), edit * self.per_edit
         notes = {
             "steps": steps,
             "loss": loss,
-            "relative_norm": float(residual.norm() / self.norms[edit]),
+            "relative_norm": float(residual.norm() / self.norms[edit, -1]),
             "products": resolved(self.handle, self.settings.products),
         }
-        own = upper.keys[first, 0].float()
-        return Target(self.keys[edit], own, residual, state.detach().float(), notes)
+        own = self.upper.keys[first, 0].float()
+        return Target(self.keys[edit], own, residual, self.state(first, residual).detach().float(), notes)
+
+    def state(self, row: int, residual: Float[Tensor, " d_out"]) -> Float[Tensor, " d_out"]:
+        """What a row's block, or its MLP alone, gives with the residual."""
+        hidden, values = self.upper.hidden[row, 0], self.upper.values[row, 0]
+        if self.of_block:
+            return after_change(self.handle, self.layer, hidden, values, residual)
+        return mlp_gives(self.handle, self.layer, values + residual)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -293,5 +305,5 @@ class _Batch:
     """Some of a search's rows, by number, and what running them needs."""
 
     rows: Sequence[int]
-    upper: Upper
+    place: Place
     reads: Reads

@@ -1,9 +1,9 @@
 """What MEMIT and its kin share: a residual for the highest of several layers, spread over all of them.
 
-The search finds what the block of the last layer shall give at the subject's last token. Then, from the lowest layer
-on, each `mlp_out` is moved so that a part of what is still lacking there comes about; a method says how much of it
-(`share`) and by which update (`solve`). Keys are means over the contexts, what is lacking is measured on the prompt
-alone.
+The search finds what the block of the last layer shall give at the subject's last token (or what its MLP shall add
+there). Then, from the lowest layer on, each `mlp_out` is moved so that a part of what is still lacking there comes
+about; a method says how much of it (`share`) and by which update (`solve`). Keys are means over the contexts, what is
+lacking is measured on the prompt alone.
 
 Edits are solved for in groups: those of a group share one update, and different groups know nothing of each other.
 """
@@ -22,6 +22,7 @@ from torch import Tensor
 
 from editkit.edit._front import Front, Read, fronts
 from editkit.edit._locate_then_edit import Contexts
+from editkit.edit._places import AtMLP, Prepare
 from editkit.edit._search import Progress, TargetSearch, find_targets, rows_of_edit
 from editkit.errors import InputError
 from editkit.facts import Edit
@@ -40,14 +41,17 @@ of the change."""
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a method edits, and how: layers from low to high, the search at the highest, the update of each, and by
-    what the lacking part is divided where so many layers are left."""
+    """What a method edits, and how: layers from low to high, the search at the highest, the update of each, by what
+    the lacking part is divided where so many layers are left, and where the search adds its residuals. `of_block`: it
+    is the block that lacks; else its MLP."""
 
     layers: tuple[int, ...]
     search: TargetSearch
     contexts: Contexts
     solve: Solve
     share: Callable[[int], float] = float
+    place: Prepare = AtMLP.prepare
+    of_block: bool = True
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -146,13 +150,21 @@ def spread(
 ) -> list[Found]:
     """The change for each group of edits; `sizes` are the groups', in the order of the edits."""
     targets = find_targets(
-        handle, edits, plan.layers[-1], before, plan.search, seed=seed, of_block=True, progress=progress
+        handle,
+        edits,
+        plan.layers[-1],
+        before,
+        plan.search,
+        seed=seed,
+        of_block=plan.of_block,
+        place=plan.place,
+        progress=progress,
     )
     wanted = torch.stack([target.state for target in targets])
     groups = [slice(end - size, end) for size, end in zip(sizes, itertools.accumulate(sizes), strict=True)]
     found: list[Found] = [Found({}, {}, [target.notes for target in targets[group]]) for group in groups]
     with torch.no_grad(), using(exact(handle)):
-        climb = _Climb(handle, edits, before, plan.layers[-1])
+        climb = _Climb(handle, edits, before, plan.layers[-1], plan.of_block)
         for place, layer in enumerate(plan.layers):
             if progress:
                 progress("spreading over layers", place, len(plan.layers))
@@ -199,8 +211,8 @@ def before_norm(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Seen:
-    """Of each edit: its key in a layer, and after the prompt alone what `mlp_out` gives there and what block `last`
-    gives."""
+    """Of each edit: its key in a layer, and after the prompt alone what `mlp_out` gives there and what block `last`, or
+    its MLP, gives."""
 
     keys: Float[Tensor, "n d_in"]
     values: Float[Tensor, "n d_out"]
@@ -211,10 +223,14 @@ class _Climb:
     """The texts of all edits, up to the subject's last token, passing layer after layer: after each context for the
     keys, and alone for what is still lacking."""
 
-    def __init__(self, handle: ModelHandle, edits: Sequence[Edit], before: Sequence[str], last: int) -> None:
+    def __init__(
+        self, handle: ModelHandle, edits: Sequence[Edit], before: Sequence[str], last: int, of_block: bool
+    ) -> None:
         rows = [row for edit in edits for row in rows_of_edit(handle, edit, before)[:-1]]
         texts = [[*row.prefix, row.suffix[0]] for row in rows]
         self._contexts, self._last = len(before), last
+        of_mlp = "mlp_norm" if handle.arch.mlp_norm else "mlp_out"
+        self._part = "block" if of_block else of_mlp
         self._whole, self._alone = [*fronts(handle, texts)], [*fronts(handle, texts[:: len(before)])]
         self._reads: list[Read] = []
 
@@ -222,7 +238,7 @@ class _Climb:
         """What the edits find in `layer`, with what was changed below."""
         self._layer = layer
         self._reads = [front.read(layer, layer) for front in self._whole]
-        self._own = [front.read(layer, self._last) for front in self._alone]
+        self._own = [front.read(layer, self._last, self._part) for front in self._alone]
         keys = _at_ends(self._whole, [each.keys for each in self._reads])
         return _Seen(
             keys.unflatten(0, (-1, self._contexts)).mean(1),

@@ -77,6 +77,11 @@ class Upper:
         )
 
 
+def mlp_gives(handle: ModelHandle, layer: int, values: Float[Tensor, "... d_out"]) -> Float[Tensor, "... d_out"]:
+    """What the MLP of block `layer` adds to the hidden states when its `mlp_out` gives `values`."""
+    return handle.module("mlp_norm", layer)(values) if handle.arch.mlp_norm else values
+
+
 @torch.no_grad()
 def prepare(handle: ModelHandle, layer: int, rows: Sequence[Row]) -> Upper:
     """Read all rows once. Raises PromptTooLong where one does not fit the model's context."""

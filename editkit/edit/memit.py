@@ -18,36 +18,17 @@ Differs from the authors' code:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from editkit.edit._many_layers import ManyLayers
-from editkit.edit._spread import Keys, Solve
-from editkit.errors import InputError
-from editkit.linalg import cholesky, least_change
-from editkit.moments import Moment
+from editkit.edit._least_squares import LeastSquares
 from editkit.operators import EDITS
 
 
 @EDITS.register("memit")
 @dataclass(frozen=True, slots=True)
-class MEMIT(ManyLayers):
+class MEMIT(LeastSquares):
     """`moment_weight`: λ, how much old keys weigh beside the new ones; the larger, the less the edit takes and the
     less the neighbours suffer."""
 
     name: ClassVar[str] = "memit"
-    moment_weight: float = 15000.0
-
-    def __post_init__(self) -> None:
-        ManyLayers.__post_init__(self)
-        if self.moment_weight <= 0:
-            raise InputError(f"moment_weight {self.moment_weight} is not above 0; C must weigh something")
-
-    def solver(self, moments: Mapping[int, Moment], memo: dict[str, Any]) -> tuple[Solve, dict[str, Any]]:
-        factors = {layer: cholesky(moment.matrix) for layer, moment in moments.items()}
-
-        def solve(layer: int, keys: Keys, residuals: Any, past: Keys) -> Any:
-            return least_change(keys, residuals, factors[layer][0], weight=self.moment_weight)
-
-        return solve, {"jitter": [jitter for _, jitter in factors.values()]}

@@ -1,0 +1,33 @@
+"""MEMIT and PMET but for what each searches for and how it is spread: least squares beside a layer's usual keys."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from editkit.edit._many_layers import ManyLayers
+from editkit.edit._spread import Keys, Solve
+from editkit.errors import InputError
+from editkit.linalg import cholesky, least_change
+from editkit.moments import Moment
+
+
+@dataclass(frozen=True, slots=True)
+class LeastSquares(ManyLayers):
+    """`moment_weight`: λ, how much old keys weigh beside the new ones."""
+
+    moment_weight: float = 15000.0
+
+    def __post_init__(self) -> None:
+        ManyLayers.__post_init__(self)
+        if self.moment_weight <= 0:
+            raise InputError(f"moment_weight {self.moment_weight} is not above 0; C must weigh something")
+
+    def solver(self, moments: Mapping[int, Moment], memo: dict[str, Any]) -> tuple[Solve, dict[str, Any]]:
+        factors = {layer: cholesky(moment.matrix) for layer, moment in moments.items()}
+
+        def solve(layer: int, keys: Keys, residuals: Any, past: Keys) -> Any:
+            return least_change(keys, residuals, factors[layer][0], weight=self.moment_weight)
+
+        return solve, {"jitter": [jitter for _, jitter in factors.values()]}
