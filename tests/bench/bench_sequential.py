@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from editkit.data import load
+from editkit.entries import Entry
 from editkit.errors import MethodError
 from editkit.facts import EditRecord, fill
 from editkit.handle import ModelHandle
@@ -56,25 +58,33 @@ def main() -> None:
 
 
 def _facts(handle: ModelHandle, number: int) -> tuple[list[EditRecord], list[Pair]]:
-    """The edits, known facts first and relations in turn; and known facts about other subjects."""
-    base = load("world")
-    entries = [*base.editable]
-    known = [score.argmax for score in score_pairs(handle, [(e.fact.text, e.fact.object) for e in entries])]
-    ids = frozenset(entry.id for entry, right in zip(entries, known, strict=True) if right)
-    turns: dict[str, int] = {}
-
-    def turn(entry: Any) -> tuple[bool, int]:
-        turns[entry.relation] = turns.get(entry.relation, 0) + 1
-        return entry.id not in ids, turns[entry.relation]
-
-    ranked = sorted(((turn(entry), place) for place, entry in enumerate(entries)), key=lambda pair: pair)
-    ordered = [entries[place] for _, place in ranked]
+    """The edits, and known facts about other subjects."""
+    base, (ordered, ids) = load("world"), _in_order(handle)
     held = [entry for entry in ordered if entry.id in ids][1::4][:OTHERS]
     subjects = {entry.fact.subject for entry in held}
     usable = [entry for entry in ordered if entry.fact.subject not in subjects][:number]
     records = [base.edit_record(entry, seed=0, known=ids) for entry in usable]
     print(f"{sum(e.id in ids for e in usable)} of {len(usable)} edits are of facts that the model knows", flush=True)
     return records, [(entry.fact.text, entry.fact.object) for entry in held]
+
+
+def known_records(handle: ModelHandle, number: int) -> list[EditRecord]:
+    """Edits of facts that the model knows, relations in turn."""
+    base, (ordered, ids) = load("world"), _in_order(handle)
+    return [base.edit_record(entry, seed=0, known=ids) for entry in ordered if entry.id in ids][:number]
+
+
+def _in_order(handle: ModelHandle) -> tuple[list[Entry], frozenset[str]]:
+    """All facts, known ones first and relations in turn; and the ids of the known ones."""
+    entries = [*load("world").editable]
+    known = [score.argmax for score in score_pairs(handle, [(e.fact.text, e.fact.object) for e in entries])]
+    ids = frozenset(entry.id for entry, right in zip(entries, known, strict=True) if right)
+    turns: Counter[str] = Counter()
+    ranks = []
+    for place, entry in enumerate(entries):
+        turns[entry.relation] += 1
+        ranks.append((entry.id not in ids, turns[entry.relation], place))
+    return [entries[place] for *_, place in sorted(ranks)], ids
 
 
 def _sequence(handle: ModelHandle, name: str, records: Sequence[EditRecord], others: Sequence[Pair]) -> Any:
