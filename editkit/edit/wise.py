@@ -147,7 +147,7 @@ class WISE:
                     progress("training", before + step, len(shards) * self.steps)
 
             mask = torch.rand(shape, generator=generator) < self.mask
-            shard = _Shard.of(handle, self, [row for own in rows for row in own], texts)
+            shard = _Shard.of(handle, self, rows, texts)
             delta, note = _Descent(self, shard, mask.to(handle.device)).run(tell)
             deltas.append(delta)
             states.append((shard.inside, shard.outside))
@@ -177,17 +177,22 @@ class _Shard:
     """The rows of a shard's edits; what the matrix reads at tokens in scope and, each once, out of scope."""
 
     parts: Sequence[_Part]
+    edits: int
     rows: int
     inside: Float[Tensor, "n d_in"]
     outside: Float[Tensor, "m d_in"]
 
     @classmethod
-    def of(cls, handle: ModelHandle, operator: WISE, rows: Sequence[Row], texts: Sequence[tuple[int, ...]]) -> _Shard:
+    def of(
+        cls, handle: ModelHandle, operator: WISE, own: Sequence[Sequence[Row]], texts: Sequence[tuple[int, ...]]
+    ) -> _Shard:
+        """`own` are the rows of each edit."""
+        rows = [row for rows in own for row in rows]
         parts = [_part(handle, operator, rows[i : i + ROWS]) for i in range(0, len(rows), ROWS)]
         inside = torch.cat([part.upper.keys[part.scope] for part in parts]).float()
         within = {path for row in rows for path in _paths_in_scope(operator, row)}
         whole = [*((*row.prefix, *row.suffix) for row in rows), *texts]
-        return cls(parts, len(rows), inside, _states(handle, operator.layer, whole, within))
+        return cls(parts, len(own), len(rows), inside, _states(handle, operator.layer, whole, within))
 
 
 def _part(handle: ModelHandle, operator: WISE, rows: Sequence[Row]) -> _Part:
@@ -245,7 +250,8 @@ class _Descent:
             tell(steps if done else step)
             if done:
                 break
-            self.delta -= self.operator.learning_rate * gradient * self.mask
+            rate = self.operator.learning_rate * self.shard.edits  # each edit moves the memory as if it were alone
+            self.delta -= rate * gradient * self.mask
             self.delta.clamp_(-self.operator.bound, self.operator.bound)
         return self.delta, {"steps": step, "loss": edit, "margin_loss": margin}
 
