@@ -7,7 +7,8 @@ One pass forward and back over prompt and new object gives, at each token, what 
 d_in)) and the gradient of the loss in what it gives (g, (n, d_out)). Both are normalised by mean and deviation over all
 edits so far, and a ridge regression finds the change that lets every token take its step against the gradient. A patch
 carries its statistics: those of the UltraEdit patches that are on the model, and of earlier batches, go on in the next,
-so that edits made one after another need no state of their own.
+so that edits made one after another need no state of their own. Matrices of one shape share their statistics, and h
+enters H as it is: only the step is normalised.
 
 Differs from the authors' code (as EasyEdit has it):
 - statistics of parts are joined exactly, and a feature that does not vary is left out (theirs counts the squares of
@@ -15,8 +16,7 @@ Differs from the authors' code (as EasyEdit has it):
 - the loss is each edit's own mean over its tokens (theirs: over those of ten edits, so that a gradient depends on the
   edits beside it);
 - the regression is solved in float64 with as many rows as there are tokens, and gives thin factors (theirs: a dense
-  float32 solve with d_in rows);
-- as theirs, matrices of one shape share their statistics, and h enters H as it is: only the step is normalised.
+  float32 solve with d_in rows).
 """
 
 from __future__ import annotations
