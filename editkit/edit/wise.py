@@ -3,7 +3,7 @@
     h' = W' a   where ‖(W' − W) a‖ > ε,  else  h' = W a         W': a copy of one matrix, trained on the edits
 
     L = −(1/T) Σ log p(t_i | prompt, t_<i)
-        + max(0, ‖Δ a_i‖ − α) + max(0, β − ‖Δ a_e‖) + max(0, γ − ‖Δ a_e‖ + ‖Δ a_i‖)           Δ = W' − W
+        + λ (max(0, ‖Δ a_i‖ − α) + max(0, β − ‖Δ a_e‖) + max(0, γ − ‖Δ a_e‖ + ‖Δ a_i‖))       Δ = W' − W
 
     a: what the matrix reads, a_e in scope of an edit, a_i out of scope       ε: `share` of the least ‖Δ a_e‖
 
@@ -20,6 +20,7 @@ Differs from the authors' code:
   (theirs: a locality prompt of the data set, which an operator of editkit must not see);
 - ‖Δ a‖ as in the paper (their code puts the MLP's activation function before the difference);
 - the threshold is taken after merging, from the matrix that is kept (theirs: the least seen while training);
+- λ (theirs: 1), for with λ = 1 the margins of a small model's large states drown the edits;
 - one shard is not trimmed; patches on top of one another each route for themselves, and both may speak;
 - gradient descent without weight decay, ended when the loss is small; blocks below the layer are computed once.
 """
@@ -58,11 +59,12 @@ SCOPES = (SUBJECT, ONWARD)
 @dataclass(frozen=True, slots=True)
 class Margins:
     """Of ‖Δ a‖, in the units of what the matrix gives: out of scope at most `alpha`, in scope at least `beta`, and the
-    two at least `gamma` apart."""
+    two at least `gamma` apart. What they lack counts `weight` times beside the edits' loss (1 in the paper)."""
 
     alpha: float = 5.0
     beta: float = 20.0
     gamma: float = 10.0
+    weight: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,12 +271,12 @@ class _Descent:
         return edit, float(margin.detach()), gradient
 
     def margin_loss(self, delta: Tensor) -> Tensor:
-        """What the margins lack, each the mean over where it lacks anything."""
+        """What the margins lack, each the mean over where it lacks anything, times its weight."""
         margins = self.operator.margins
         inside = torch.linalg.vector_norm(self.shard.inside @ delta.T, dim=1)
         outside = torch.linalg.vector_norm(self.shard.outside @ delta.T, dim=1)
         apart = margins.gamma - inside[:, None] + outside
-        return _lack(outside - margins.alpha) + _lack(margins.beta - inside) + _lack(apart)
+        return margins.weight * (_lack(outside - margins.alpha) + _lack(margins.beta - inside) + _lack(apart))
 
 
 def _lack(by: Tensor) -> Tensor:

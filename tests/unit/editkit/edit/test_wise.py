@@ -154,7 +154,7 @@ def side_by_hand(handle, edit, operator):
             operator.margins.gamma - inside + outside,
         ):
             if (lack > 0).any():
-                loss = loss + lack[lack > 0].mean()
+                loss = loss + operator.margins.weight * lack[lack > 0].mean()
         [delta.grad] = torch.autograd.grad(loss, delta)
         sgd.step()
         with torch.no_grad():
@@ -166,7 +166,12 @@ def side_by_hand(handle, edit, operator):
 def test_the_fast_training_equals_the_plain_one(handle_of, layout):
     handle = handle_of(layout)
     operator = dataclasses.replace(
-        QUICK, steps=5, learning_rate=0.05, contexts=Contexts(each=0), unrelated=Unrelated(texts=0)
+        QUICK,
+        steps=5,
+        learning_rate=0.05,
+        margins=Margins(0.5, 2.0, 1.0, 0.7),
+        contexts=Contexts(each=0),
+        unrelated=Unrelated(texts=0),
     )
     patch = operator(handle, EDITS[1:2], seed=0)
     assert distance(patch.delta, side_by_hand(handle, EDITS[1], operator)) < 1e-2
