@@ -13,7 +13,6 @@ from typing import Any
 from torch import Tensor, nn
 
 from editkit.handle import ModelHandle
-from editkit.patch import Patch
 from editkit.undo import Block, Undo
 
 
@@ -64,13 +63,8 @@ def frozen(model: nn.Module) -> Block[None]:
 def without_patches(handle: ModelHandle) -> Block[None]:
     """The handle's patches are off within the block and back on after it."""
 
-    def put_on(patches: Sequence[Patch]) -> None:
-        handle.rollback()
-        for patch in patches:
-            handle.apply(patch)
-
     def open(undo: Undo) -> None:
-        undo.callback(put_on, handle.patches)
+        undo.callback(handle.restack, 0, handle.patches)
         handle.rollback()
 
     return Block(open)

@@ -187,9 +187,9 @@ class ModelHandle:
             raise InputError(f"no patch number {place}; {len(self._layers)} patches are on, counted from 0")
         whole = self.patches
         try:
-            self._restack(place, whole[place + 1 :])
+            self.restack(place, whole[place + 1 :])
         except BaseException:
-            self._restack(place, whole[place:])
+            self.restack(place, whole[place:])
             raise
         return whole[place]
 
@@ -197,13 +197,13 @@ class ModelHandle:
         """Patch number `place` is out within the block, as `remove` takes it, and back in its place after it."""
 
         def open(undo: Undo) -> ModelHandle:
-            undo.callback(self._restack, place, self.patches[place:])
+            undo.callback(self.restack, place, self.patches[place:])
             self.remove(place)
             return self
 
         return Block(open)
 
-    def _restack(self, depth: int, patches: Sequence[Patch]) -> None:
+    def restack(self, depth: int, patches: Sequence[Patch]) -> None:
         """Take all off above `depth`, and put these on, whatever they were made on top of."""
         self.rollback(depth)
         for patch in patches:

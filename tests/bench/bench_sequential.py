@@ -138,8 +138,7 @@ def _norm(handle: ModelHandle) -> float:
     before = {name: handle.matrix(name).float() for name in names}
     moved = sum(float((now[name] - before[name]).norm()) ** 2 for name in names)
     there = sum(float(before[name].norm()) ** 2 for name in names)
-    for patch in patches:
-        handle.apply(patch)
+    handle.restack(0, patches)
     return float((moved / there) ** 0.5)
 
 

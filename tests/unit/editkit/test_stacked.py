@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from editkit.blocks import without_patches
 from editkit.errors import InputError
 from editkit.patch import LowRankDelta, PatchError, PromptPatch, Provenance, WeightPatch
 from editkit.stacked import NEWEST, Stacked
@@ -120,6 +121,17 @@ def test_removing_a_patch_is_as_if_it_had_never_been_put_on(handle, place):
         assert handle.remove(place) is patches[place]
         assert handle.fingerprint() == expected and [*handle.patches] == others
     assert handle.fingerprint() == before
+
+
+def test_patches_that_are_off_for_a_while_come_back_though_one_was_taken_out(handle):
+    """Those above it say that they were made on top of it."""
+    patches = stack_of(handle, 3)
+    with handle.patched(*patches):
+        handle.remove(1)
+        left = handle.fingerprint()
+        with without_patches(handle):
+            assert handle.patches == ()
+        assert handle.fingerprint() == left and [*handle.patches] == [patches[0], patches[2]]
 
 
 def test_the_others_stay_where_one_does_not_go_on_alone(handle, monkeypatch):
