@@ -16,6 +16,7 @@ from editkit.settings import settings_of
 from reports.record import Change, Journal, part
 
 FOLDER = "patches"
+TOGETHER = 16  # changes found in one call: what a killed run loses at the most
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,39 +64,46 @@ def compute(
 ) -> Computed:
     """The patches of changes: those kept are read; `call` computes the others, which are saved and journaled.
 
-    `wanted` holds the facts of each change by its id, and `call` is given the ids of the missing ones. The time of a
-    call is shared evenly by what it gives. What it gives an error for is journaled too, and never tried again.
+    `wanted` holds the facts of each change by its id, and `call` is given ids of missing ones, some at a time. The time
+    of a call is shared evenly by what it gives. What it gives an error for is journaled too, and never tried again.
     """
     found = {change_id: kept(folder, journal, change_id) for change_id in wanted}
     given_up = {change_id: text for change_id, text in failed(journal).items() if change_id in wanted}
     missing = [change_id for change_id, there in found.items() if there is None and change_id not in given_up]
-    began = time.perf_counter()
-    outcomes = call(missing) if missing else []
-    seconds = (time.perf_counter() - began) / max(1, len(missing))
-    for change_id, outcome in zip(missing, outcomes, strict=True):
-        if isinstance(outcome, MethodError):
-            journal.append("failed", id=change_id, text=str(outcome))
-            given_up[change_id] = str(outcome)
-            continue
-        name, arm = change_id.split("/")[:2]
-        change = Change(
-            id=change_id,
-            operator=name,
-            task=task,
-            arm=arm,
-            facts=tuple(wanted[change_id]),
-            settings=settings_of(operator),
-            settings_source=source,
-            seed=seed,
-            digest=outcome.digest,
-            file=file_of(change_id) if outcome.savable else "",
-            seconds=round(seconds, 3),
-            parameters=outcome.parameters,
-            relative_norm=outcome.relative_norm(handle),
-            notes=dict(outcome.provenance.notes),
-        )
-        if change.file:
-            outcome.save(folder / change.file)
-        journal.append("patch", body={field: getattr(change, field) for field in Change.__slots__})
-        found[change_id] = outcome, change
+    about = {"task": task, "settings": settings_of(operator), "settings_source": source, "seed": seed}
+    for begin in range(0, len(missing), TOGETHER):
+        some = missing[begin : begin + TOGETHER]
+        began = time.perf_counter()
+        outcomes = call(some)
+        seconds = (time.perf_counter() - began) / len(some)
+        for change_id, outcome in zip(some, outcomes, strict=True):
+            if isinstance(outcome, MethodError):
+                journal.append("failed", id=change_id, text=str(outcome))
+                given_up[change_id] = str(outcome)
+            else:
+                change = _described(change_id, outcome, handle, seconds, facts=tuple(wanted[change_id]), **about)
+                _keep(outcome, change, folder, journal)
+                found[change_id] = outcome, change
     return Computed({change_id: there for change_id, there in found.items() if there is not None}, given_up)
+
+
+def _described(change_id: str, patch: Patch, handle: ModelHandle, seconds: float, **about: Any) -> Change:
+    name, arm = change_id.split("/")[:2]
+    return Change(
+        id=change_id,
+        operator=name,
+        arm=arm,
+        digest=patch.digest,
+        file=file_of(change_id) if patch.savable else "",
+        seconds=round(seconds, 3),
+        parameters=patch.parameters,
+        relative_norm=patch.relative_norm(handle),
+        notes=dict(patch.provenance.notes),
+        **about,
+    )
+
+
+def _keep(patch: Patch, change: Change, folder: Path, journal: Journal) -> None:
+    if change.file:
+        patch.save(folder / change.file)
+    journal.append("patch", body={field: getattr(change, field) for field in Change.__slots__})

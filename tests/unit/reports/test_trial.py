@@ -165,6 +165,27 @@ def test_edits_found_together_are_parted_from_the_one_that_fails(ground, tmp_pat
     assert [len(asked) for asked in together] == [4, 2, 2]  # all, then the halves
 
 
+def test_a_run_that_is_killed_loses_only_the_edits_that_were_being_found(ground, tmp_path, monkeypatch):
+    monkeypatch.setattr("reports.changes.TOGETHER", 2)
+    spec, each = spec_of(ground, {"name": "picky_together", "arms": ["single"]}), PickyTogether.each
+
+    def struck(self, *given, **options):
+        if len(Picky.asked) > 2:
+            raise KeyboardInterrupt
+        return each(self, *given, **options)
+
+    monkeypatch.setattr(PickyTogether, "each", struck)
+    with pytest.raises(KeyboardInterrupt):
+        run(spec, tmp_path)
+    first = {subject for asked in Picky.asked for subject in asked}
+    assert len(first) == 2
+    monkeypatch.setattr(PickyTogether, "each", each)
+    Picky.asked.clear()
+    audit = run(spec, tmp_path)
+    assert {subject for asked in Picky.asked for subject in asked} == set(SUBJECTS) - first
+    assert judged(audit, "single") == {"france", "italy", "japan", "peru"}
+
+
 def test_an_arm_with_no_fact_left_fails_with_the_error_now_and_on_resume(ground, tmp_path):
     spec = spec_of(ground, {"name": "picky", "settings": {"fails": list(SUBJECTS)}})
     with pytest.raises(MethodError, match="picky.*no fact could be edited; the first of 4: .*its key is nothing"):
