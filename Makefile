@@ -20,6 +20,9 @@ bench: $(VENV)/.installed-test  ## measurements; never part of the tests
 	$(RUN)/python tests/bench/bench_stack.py 200
 	$(RUN)/python tests/bench/bench_unlearn.py $(ARGS)
 
+truth: $(VENV)/.installed-test  ## docs/truth.md: the named operators on 100 facts each, some 10 minutes an operator
+	$(RUN)/python tools/truth.py $(ARGS)
+
 docs: $(VENV)/.installed-test  ## write the generated parts of the README anew
 	$(RUN)/python tools/readme.py
 

@@ -1,7 +1,7 @@
-"""log p(target | prompt), the most likely tokens, greedy text: the only place where logits become numbers.
+"""log p(target | prompt), the most likely tokens, text: the only place where logits become numbers.
 
 One prompt is read once, with all its targets, in a pack with others that begin alike (see `packs`); its keys and values
-then serve the greedy text, which many prompts speak at once. The unembedding is applied only at positions that are
+then serve the text, which many prompts speak at once. The unembedding is applied only at positions that are
 read, never to a whole prompt.
 """
 
@@ -19,7 +19,7 @@ from editkit.handle import ModelHandle
 from editkit.packs import Pack, Seen, joined, packed
 from editkit.packs import read as read_pack
 from editkit.products import exact, using
-from editkit.speech import Speech, speak, stop_ids
+from editkit.speech import Free, Speech, Voice, speak, stop_ids
 from editkit.tokens import PromptTooLong, encode, encode_pair
 
 MAX_NEW_TOKENS = 16
@@ -32,13 +32,15 @@ class Ask:
     """One prompt, the continuations whose probability is wanted, and whether to let the model speak.
 
     `echo` is what the text may say again before it says anything of its own ("The capital of Japan is …"): as many
-    tokens come on top of `max_new_tokens`, so that no answer is cut off before it is reached.
+    tokens come on top of `max_new_tokens`, so that no answer is cut off before it is reached. A `free` text is no
+    answer: it is as long as that says, and drawn.
     """
 
     prompt: str
     targets: tuple[str, ...] = ()
     generate: bool = True
     echo: str = ""
+    free: Free | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,11 +115,11 @@ def tell_in_parts(
 @dataclass(frozen=True, slots=True)
 class _Encoded:
     """An ask in tokens: the prompt, and what is read for it: the prompt before each target, less the target's last
-    token; or the prompt alone. The text may have `most` tokens, 0 where none is wanted."""
+    token; or the prompt alone. `voice` gives the text, of 0 tokens where none is wanted."""
 
     ids: list[int]
     targets: dict[str, list[int]]
-    most: int
+    voice: Voice
 
     @property
     def sequences(self) -> list[list[int]]:
@@ -133,7 +135,11 @@ def _encode(handle: ModelHandle, ask: Ask, max_new_tokens: int) -> _Encoded:
     for target in ask.targets:
         own, targets[target] = encode_pair(handle.tokenizer, prompt, target)
         assert own == ids
-    most = (max_new_tokens + len(handle.tokenizer(ask.echo, add_special_tokens=False).input_ids)) * ask.generate
+    most = (
+        ask.free.tokens
+        if ask.free
+        else (max_new_tokens + len(handle.tokenizer(ask.echo, add_special_tokens=False).input_ids)) * ask.generate
+    )
     longest = len(ids) + max([most, *(len(t) for t in targets.values())])
     if longest > handle.context:
         rewritten = "" if prompt == ask.prompt else ", as the patches that are on rewrite it,"
@@ -141,7 +147,7 @@ def _encode(handle: ModelHandle, ask: Ask, max_new_tokens: int) -> _Encoded:
             f"prompt {ask.prompt[:60]!r}…{rewritten} needs {longest} tokens with its answer, {handle.name!r} takes "
             f"{handle.context}; shorten it"
         )
-    return _Encoded(ids, targets, most)
+    return _Encoded(ids, targets, Voice(most, ask.free, ask.prompt))
 
 
 def _groups(ready: Sequence[_Encoded], rows: int) -> Iterator[list[int]]:
@@ -177,14 +183,14 @@ def _tell_group(
             caches.append(seen.branch([each.path for each in speaking], length))
     if waiting:
         lengths, first = [len(each.path) for each in waiting], [each.next for each in waiting]
-        most = [group[each.member].most for each in waiting]
-        for ended in speak(handle, lengths, joined(caches), first, most, speech):
+        voices = [group[each.member].voice for each in waiting]
+        for ended in speak(handle, lengths, joined(caches), first, voices, speech):
             yield [waiting[row].member for row, _ in ended], [Told(text, waiting[row].scores) for row, text in ended]
 
 
 @dataclass(frozen=True, slots=True)
 class _Heard:
-    """What reading a pack says of one ask: its place in the group, its scores, the most likely next token, and, where
+    """What reading a pack says of one ask: its place in the group, its scores, the first token of its text, and, where
     it is to speak, the prompt's path in the pack."""
 
     member: int
@@ -215,7 +221,8 @@ def _read_off(handle: ModelHandle, pack: Pack, seen: Seen, asks: Sequence[_Encod
     for member, ask, paths in zip(pack.members, asks, pack.paths, strict=True):
         path = paths[0][: len(ask.ids)]
         own = {target: next(scores) for target in ask.targets}
-        heard.append(_Heard(member, own, best[path[-1]], path if ask.most else []))
+        first = ask.voice.next(logits[rows[path[-1]]]) if ask.voice.free else best[path[-1]]
+        heard.append(_Heard(member, own, first, path if ask.voice.most else []))
     return heard
 
 

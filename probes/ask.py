@@ -16,6 +16,7 @@ from editkit.facts import Record
 from editkit.handle import ModelHandle
 from editkit.patch import Patch
 from editkit.scoring import MAX_NEW_TOKENS, Ask, Told, tell_in_parts
+from editkit.speech import Free
 from probes.framing import asked_in
 from probes.judge import first_sentence, said_enough
 from probes.kinds import PROBES, Attribution, Context, Rounds
@@ -24,13 +25,19 @@ from probes.verdict import Answer, Case, Reply, Verdict
 Progress = Callable[[int, int], None]
 """(questions in all as far as is known, questions done)."""
 
+Wish = tuple[str, int]
+"""A prompt, and how many tokens of free text it is to be continued with: 0 for an answer."""
+
 
 class Key(NamedTuple):
-    """What a reply belongs to: `ModelHandle.state`, the prompt, and whether the model was let speak."""
+    """What a reply belongs to: `ModelHandle.state`, the prompt, whether the model was let speak, and, of a free text,
+    how many tokens were drawn by which seed."""
 
     state: str
     prompt: str
     generate: bool = True
+    free: int = 0
+    seed: int = 0
 
 
 class ReplyStore(Protocol):
@@ -108,7 +115,7 @@ def run_jobs(
     `attribution` finds key words; by default it is occlusion on the unchanged model, asked through the store. Raises
     UnknownName for a probe that is not there and PromptTooLong for a question that the model's context cannot hold.
     """
-    asker = _Asker(handle, store if store is not None else MemoryStore(), max_new_tokens, progress)
+    asker = _Asker(handle, store if store is not None else MemoryStore(), max_new_tokens, progress, seed)
     contexts = _contexts(jobs, Context(seed, attribution or asker.occlusion))
     running = [_Running(job, PROBES[job.probe](job.record, of)) for job, of in zip(jobs, contexts, strict=True)]
     for each in running:
@@ -127,10 +134,10 @@ def replies_to(
     progress: Progress | None = None,
 ) -> dict[str, Reply]:
     """What the model as it is says to each prompt. Probes that are given the same store do not ask again."""
-    wanted: dict[str, tuple[str, ...]] = dict.fromkeys(prompts, ())
+    wanted: dict[Wish, tuple[str, ...]] = dict.fromkeys(((prompt, 0) for prompt in prompts), ())
     asker = _Asker(handle, store, max_new_tokens, progress)
     asker.expect(len(wanted))
-    return asker._replies(wanted, generate=True)
+    return {prompt: reply for (prompt, _), reply in asker._replies(wanted, generate=True).items()}
 
 
 def _contexts(jobs: Sequence[Job], context: Context) -> Iterator[Context]:
@@ -172,7 +179,7 @@ def _one_round(asker: _Asker, waiting: Sequence[_Running]) -> None:
         arms.setdefault(_arm(each.job), []).append(each)
     base = [case for each in waiting for case in each.cases]
     changed = [[case for each in arm for case in each.cases if not case.base_only] for arm in arms.values()]
-    asker.expect(sum(len({case.prompt for case in cases}) for cases in (base, *changed)))
+    asker.expect(sum(len({_wish(case) for case in cases}) for cases in (base, *changed)))
     befores = iter(asker.ask(base))
     answers: dict[int, list[Answer]] = {}
     pairs = {id(each): [(case, next(befores)) for case in each.cases] for each in waiting}
@@ -193,24 +200,25 @@ class _Asker:
     store: ReplyStore
     max_new_tokens: int = MAX_NEW_TOKENS
     progress: Progress | None = None
+    seed: int = 0
     total: int = 0
     done: int = 0
 
     def ask(self, cases: Sequence[Case]) -> list[Reply]:
         """One reply a case, with the scores of the case's own targets; cases of the same prompt are asked as one."""
-        wanted: dict[str, dict[str, None]] = {}
+        wanted: dict[Wish, dict[str, None]] = {}
         for case in cases:
-            wanted.setdefault(case.prompt, {}).update(dict.fromkeys(case.targets))
+            wanted.setdefault(_wish(case), {}).update(dict.fromkeys(case.targets))
         replies = self._replies(wanted, generate=True)
-        return [_of_targets(replies[case.prompt], case.targets) for case in cases]
+        return [_of_targets(replies[_wish(case)], case.targets) for case in cases]
 
     def occlusion(self, prompt: str, answer: str) -> tuple[WordScore, ...]:
         """What each word of the prompt adds to the answer; see editkit/attribute/occlusion.py."""
 
         def mean_logprob(prompts: Sequence[str], target: str) -> list[float]:
             self.expect(len(set(prompts)))
-            replies = self._replies({each: {target: None} for each in prompts}, generate=False)
-            return [replies[each].logprob[target] for each in prompts]
+            replies = self._replies({(each, 0): {target: None} for each in prompts}, generate=False)
+            return [replies[each, 0].logprob[target] for each in prompts]
 
         return occlude(prompt, answer, mean_logprob)
 
@@ -218,33 +226,47 @@ class _Asker:
         """Say that so many more questions are to come."""
         self.total += more
 
-    def _replies(self, wanted: Mapping[str, Iterable[str]], *, generate: bool) -> dict[str, Reply]:
-        """The reply to each prompt with at least the wanted targets: from the store, else from the model. A reply with
-        a text serves where none is asked for."""
-        state = self.handle.state
-        replies: dict[str, Reply] = {}
-        asks: list[Ask] = []
-        for prompt, targets in wanted.items():
-            kept = self._kept(state, prompt, targets, generate)
+    def _replies(self, wanted: Mapping[Wish, Iterable[str]], *, generate: bool) -> dict[Wish, Reply]:
+        """The reply to each wish with at least the wanted targets: from the store, else from the model. A reply with a
+        text serves where none is asked for."""
+        replies: dict[Wish, Reply] = {}
+        asks: list[tuple[Wish, Ask]] = []
+        for wish, targets in wanted.items():
+            kept = self._kept(wish, targets, generate)
             missing = tuple(targets if kept is None else (each for each in targets if each not in kept.logprob))
             if kept is not None:
-                replies[prompt] = kept
+                replies[wish] = kept
             if kept is None or missing:
-                asks.append(Ask(prompt, missing, generate and kept is None, echo=asked_in(prompt)))
+                asks.append((wish, self._ask(wish, missing, generate and kept is None)))
         self._advance(len(wanted) - len(asks))
-        for places, told in tell_in_parts(self.handle, asks, max_new_tokens=self.max_new_tokens, enough=said_enough):
-            prompts = [asks[place].prompt for place in places]
-            fresh = {prompt: _merged(replies.get(prompt), each) for prompt, each in zip(prompts, told, strict=True)}
-            self.store.put([(Key(state, prompt, generate), reply) for prompt, reply in fresh.items()])
+        questions = [ask for _, ask in asks]
+        for places, told in tell_in_parts(
+            self.handle, questions, max_new_tokens=self.max_new_tokens, enough=said_enough
+        ):
+            fresh = {
+                asks[place][0]: _merged(replies.get(asks[place][0]), each, free=questions[place].free is not None)
+                for place, each in zip(places, told, strict=True)
+            }
+            self.store.put([(self._key(wish, generate), reply) for wish, reply in fresh.items()])
             replies |= fresh
             self._advance(len(fresh))
         return replies
 
-    def _kept(self, state: str, prompt: str, targets: Iterable[str], generate: bool) -> Reply | None:
-        spoken = self.store.get(Key(state, prompt, True))
+    def _ask(self, wish: Wish, targets: tuple[str, ...], generate: bool) -> Ask:
+        prompt, free = wish
+        if free and generate:
+            return Ask(prompt, targets, free=Free(free, self.seed))
+        return Ask(prompt, targets, generate, echo=asked_in(prompt))
+
+    def _key(self, wish: Wish, generate: bool) -> Key:
+        prompt, free = wish
+        return Key(self.handle.state, prompt, generate, free, self.seed if free else 0)
+
+    def _kept(self, wish: Wish, targets: Iterable[str], generate: bool) -> Reply | None:
+        spoken = self.store.get(self._key(wish, True))
         if generate or (spoken is not None and all(target in spoken.logprob for target in targets)):
             return spoken
-        return self.store.get(Key(state, prompt, False))
+        return self.store.get(self._key(wish, False))
 
     def _advance(self, more: int) -> None:
         self.done += more
@@ -252,12 +274,17 @@ class _Asker:
             self.progress(self.total, self.done)
 
 
-def _merged(kept: Reply | None, told: Told) -> Reply:
-    """What was known of a reply and what the model now said."""
+def _wish(case: Case) -> Wish:
+    return case.prompt, case.free
+
+
+def _merged(kept: Reply | None, told: Told, *, free: bool) -> Reply:
+    """What was known of a reply and what the model now said; of an answer, what counts."""
     logprob = {target: score.mean for target, score in told.targets.items()}
     argmax = {target: score.argmax for target, score in told.targets.items()}
     if kept is None:
-        return Reply(first_sentence(told.text) if said_enough(told.text) else told.text, logprob, argmax)
+        answer = first_sentence(told.text) if said_enough(told.text) and not free else told.text
+        return Reply(answer, logprob, argmax)
     return Reply(kept.text, kept.logprob | logprob, kept.argmax | argmax)
 
 

@@ -36,6 +36,7 @@ class Case:
     of every interval. `stratum` is the popularity stratum, `variant` the wording within the probe ("question", "typo",
     "control:random_words" …). `lexicon` are entities of the relation's range, for the answer classes. A `base_only`
     case is a premise: it is put to the base model alone (`Answer.after` is then the same reply) and gets no verdict.
+    A `free` case asks for a text of so many tokens, each drawn (see `editkit.speech.Free`), instead of an answer.
     """
 
     probe: str
@@ -51,6 +52,7 @@ class Case:
     stratum: str | None = None
     note: str = ""
     base_only: bool = False
+    free: int = 0
 
     def __post_init__(self) -> None:
         if not self.prompt.strip():
@@ -73,8 +75,9 @@ class Case:
 class Reply:
     """What a model says to one prompt.
 
-    `text` is the greedy continuation; `logprob[t]` the mean log-probability per token (nats, <= 0) of target t as the
-    continuation, `argmax[t]` whether every token of t is the most likely one under teacher forcing.
+    `text` is the greedy continuation, or a drawn one where the case is `free`; `logprob[t]` the mean log-probability
+    per token (nats, <= 0) of target t as the continuation, `argmax[t]` whether every token of t is the most likely one
+    under teacher forcing.
     """
 
     text: str

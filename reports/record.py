@@ -75,7 +75,7 @@ class Judged:
 
 def questions_of(judged: Iterable[Judged]) -> int:
     """How many questions these are: a prompt, asked about a fact in an arm, is one, however many probes judge it."""
-    return len({(j.operator, j.arm, j.verdict.case.group, j.verdict.case.prompt) for j in judged})
+    return len({(j.operator, j.arm, j.verdict.case.group, j.verdict.case.prompt, j.verdict.case.free) for j in judged})
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,6 +64,7 @@ _PROBES = {
     "multi_hop": "related questions",
     "neighborhood": "neighbours",
     "popularity": "same relation, by popularity",
+    "fluency": "free text",
 }
 _PROTOCOLS = {"success": "by probability", "accuracy": "by likeliest token", "generation": "as written"}
 _TITLES = {
@@ -77,6 +78,7 @@ _TITLES = {
     "recovery_template": "Recovered by the template alone",
     "emphasis_effect": "Key words beyond their controls",
     "degeneration": "Degenerate text",
+    "fluency": "Variety of free text",
     "forget_accuracy": "Still writes the answer",
     "forget_efficacy": "Forgotten at its own prompt",
     "forget_rephrased": "Still writes it in other wordings",

@@ -1,10 +1,11 @@
-"""The table of docs/truth.md: how every edit operator does on real facts in the embedded model.
+"""The tables of docs/truth.md: how every edit operator does on real facts in the embedded model.
 
-    python tools/truth.py rome memit …    # audits these (it resumes) and keeps docs/truth/<operator>.json
-    python tools/truth.py                 # only writes the table, from what is kept
+    python tools/truth.py rome memit …                        # audits these (it resumes), keeps docs/truth/world/*.json
+    python tools/truth.py --counterfact FILE rome memit …     # the same on facts of CounterFact, in its authors' format
+    python tools/truth.py                                     # only writes the tables, from what is kept
 
-Each of `FACTS` facts that the model knows is edited by itself, asked about and rolled back: at its own prompt, in other
-wordings, at its neighbours, and in questions that need it.
+Each of `FACTS` facts is edited by itself, asked about and rolled back: at its own prompt, in other wordings, at its
+neighbours, and in questions that need it; and a text is drawn, to see whether it is language still.
 """
 
 from __future__ import annotations
@@ -12,84 +13,156 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from editkit.files import write_text
 from editkit.operators import EDITS
+from probes.metrics import Row
 from reports.audit import run
-from reports.record import Audit, Change, Figure
+from reports.record import Audit, Change
 from reports.spec import make_spec, resolved
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 KEPT, TABLE, RUNS = DOCS / "truth", DOCS / "truth.md", Path("runs") / "truth"
 FACTS = 100
-PROBES = ("rewrite", "rephrase", "neighborhood", "multi_hop")
-METRICS = {
-    "efficacy_accuracy": "efficacy",
-    "generalization_accuracy": "generalization",
-    "specificity_accuracy": "specificity",
-    "portability_accuracy": "portability",
-    "degeneration": "degenerate text",
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A metric, or its part on the prompts of one variant."""
+
+    title: str
+    metric: str
+    variant: str | None = None
+
+
+TEXT = (Column("degenerate text", "degeneration"), Column("fluency", "fluency"))
+COLUMNS = {
+    "world": (
+        Column("efficacy", "efficacy_accuracy"),
+        Column("generalization", "generalization_accuracy"),
+        Column("specificity", "specificity_accuracy"),
+        Column("portability", "portability_accuracy"),
+        *TEXT,
+    ),
+    "counterfact": (
+        Column("efficacy (ES)", "efficacy_success"),
+        Column("paraphrases (PS)", "generalization_success", "paraphrase"),
+        Column("neighbours (NS)", "specificity_success"),
+        Column("efficacy", "efficacy_accuracy"),
+        Column("paraphrases", "generalization_accuracy", "paraphrase"),
+        Column("neighbours", "specificity_accuracy"),
+        *TEXT,
+    ),
+}
+PROBES = {
+    "world": ("rewrite", "rephrase", "neighborhood", "multi_hop", "fluency"),
+    "counterfact": ("rewrite", "rephrase", "neighborhood", "fluency"),
 }
 HEAD = """# How the edit operators do on real facts
 
-`{model}`, {facts} facts of `{source}` that it knows, each edited by itself and rolled back; 95 % intervals, clustered
-by fact. The first four columns are shares of prompts at which every token of the answer is the most likely one (higher
-is better): the new object at the edit's own prompt, the new object in other wordings, the old object at neighbours that
-had it before, the new consequence in questions that need the fact. Degenerate text is the share of answers that are
-empty or repeat themselves (lower is better). The norm is that of the change beside the weights', median over facts; the
-time is that of one edit, found together with the others where the operator can.
+`{model}`, each fact edited by itself and rolled back; 95 % intervals, clustered by fact. Shares are of prompts; higher
+is better but for degenerate text, the share of answers that are empty or repeat themselves. Fluency is the entropy of
+the pairs and triples of words in drawn texts of 50 tokens, in bits: what counts is a fall below the unchanged model.
+The norm is that of the change beside the weights', median over facts; the time is that of one edit, found together with
+the others where the operator can, on the threads named.
 
 Made by `make truth`, or by `python tools/truth.py OPERATOR …` for some: each row says of what day it is. Presets for
-this model were chosen on a handful of facts of the same kind, some of them among these. Where an operator could not
+this model were chosen on a handful of facts of the shipped base, some of them among these. Where an operator could not
 edit a fact, the row says for how many it could.
-
 """
-COLUMNS = ("operator", *METRICS.values(), "norm", "s an edit", "facts", "day")
+HEADS = {
+    "world": """
+## Facts of the shipped base that the model knows
+
+Every token of the answer must be the most likely one: of the new object at the edit's own prompt (efficacy), in other
+wordings (generalization: paraphrases, questions, after other text, with slips of the pen …), of the old object at
+neighbours that had it before (specificity), of the new consequence in questions that need the fact (portability).
+
+""",
+    "counterfact": """
+## CounterFact
+
+The first facts of a slice of CounterFact (Meng et al. 2022), whether the model knows them or not. ES, PS and NS are the
+authors' protocol: the new object is likelier than the old one at the prompt and in the paraphrases, and the old one
+stays likelier at the neighbours. Differs from theirs: text that is degenerate is no success, and of the neighbours only
+those count that were right before. The three columns behind them ask more: every token the most likely one. The
+paraphrases begin with an unrelated sentence, as they do there.
+
+""",
+}
 
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("operators", nargs="*", choices=[[], *EDITS.names()], metavar="OPERATOR")
     options.add_argument("--facts", type=int, default=FACTS)
+    options.add_argument("--counterfact", type=Path, metavar="FILE")
     given = options.parse_args()
+    source = "counterfact" if given.counterfact else "world"
+    facts = {"n": given.facts} | (_counterfact(given.counterfact) if given.counterfact else {})
     if given.operators:
-        for name, row in _measured(given.operators, given.facts).items():
-            write_text(KEPT / f"{name}.json", json.dumps(row, indent=1) + "\n")
-    write_text(TABLE, table([json.loads(file.read_text(encoding="utf-8")) for file in sorted(KEPT.glob("*.json"))]))
+        for row in _measured(given.operators, source, facts):
+            write_text(KEPT / source / f"{row['operator']}.json", json.dumps(row, indent=1) + "\n")
+    kept = {name: sorted((KEPT / name).glob("*.json")) for name in HEADS}
+    write_text(TABLE, page({name: [json.loads(file.read_text("utf-8")) for file in kept[name]] for name in kept}))
 
 
-def _measured(names: Sequence[str], facts: int) -> dict[str, dict[str, Any]]:
-    spec = resolved(
-        make_spec(
-            {
-                "facts": {"n": facts},
-                "operators": [{"name": name, "arms": ["single"]} for name in names],
-                "probes": list(PROBES),
-            }
-        )
-    )
-    audit = run(spec, RUNS / "-".join(names), command="make truth")
-    return {name: _row(audit, name) for name in names}
+def _counterfact(path: Path) -> dict[str, Any]:
+    """The facts of a file of CounterFact, as a file that an audit takes. A case that no such file can hold is left out:
+    one that says the answer in a prompt, or its subject twice, or asks what another asks."""
+    lines: dict[tuple[str, str], str] = {}
+    for case in json.loads(path.read_text(encoding="utf-8")):
+        asked = case["requested_rewrite"]
+        subject, new, true = asked["subject"], asked["target_new"]["str"], asked["target_true"]["str"]
+        wordings = [asked["prompt"].replace("{}", subject), *case["paraphrase_prompts"]]
+        around = [*wordings, *case["neighborhood_prompts"]]
+        if any(text.count(subject) != 1 for text in wordings) or any(new.lower() in text.lower() for text in around):
+            continue
+        row = {
+            "id": f"counterfact/{case['case_id']}",
+            "subject": subject,
+            "relation": asked["relation_id"],
+            "object": true,
+            "target_new": new,
+            "prompt": asked["prompt"],
+            "paraphrases": case["paraphrase_prompts"],
+            "neighborhood": [{"prompt": prompt, "answer": true} for prompt in case["neighborhood_prompts"]],
+        }
+        lines.setdefault((row["relation"], subject.casefold()), json.dumps(row, ensure_ascii=False))
+    facts = RUNS / "counterfact.jsonl"
+    write_text(facts, "\n".join(lines.values()) + "\n")
+    return {"source": str(facts), "known_only": False}
 
 
-def _row(audit: Audit, name: str) -> dict[str, Any]:
+def _measured(names: Sequence[str], source: str, facts: dict[str, Any]) -> list[dict[str, Any]]:
+    """A row for each operator, of one audit: the unchanged model is asked once for all."""
+    parts = [{"name": name, "arms": ["single"]} for name in names]
+    spec = resolved(make_spec({"facts": facts, "operators": parts, "probes": list(PROBES[source])}))
+    audit = run(spec, RUNS / source / "-".join(names), command="make truth")
+    return [_row(audit, name, source) for name in names]
+
+
+def _row(audit: Audit, name: str, source: str) -> dict[str, Any]:
     changes: list[Change] = [change for change in audit.changes if change.operator == name]
-    figures: list[Figure] = [f for f in audit.figures if f.operator == name and not (f.row.stratum or f.row.variant)]
-    after = {f.row.metric: f.row.after for f in figures if f.row.metric in METRICS}
+    figures = [figure.row for figure in audit.figures if figure.operator == name]
     norms = [change.relative_norm for change in changes if change.relative_norm is not None]
     return {
         "operator": name,
         "model": audit.spec["model"]["name"],
-        "source": audit.spec["facts"]["source"],
         "of": len(audit.facts),
         "facts": len(changes),
-        "figures": {metric: [e.value, e.low, e.high, e.n] for metric, e in after.items()},
+        "figures": {column.title: _figure(figures, column, "after") for column in COLUMNS[source]},
+        "before": {column.title: _figure(figures, column, "before") for column in COLUMNS[source]},
         "norm": statistics.median(norms) if norms else None,
         "seconds": statistics.mean(change.seconds for change in changes),
+        "threads": torch.get_num_threads(),
         "settings": dict(changes[0].settings),
         "settings_source": changes[0].settings_source,
         "environment": dict(audit.environment),
@@ -97,21 +170,42 @@ def _row(audit: Audit, name: str) -> dict[str, Any]:
     }
 
 
-def table(rows: Sequence[dict[str, Any]]) -> str:
-    """The page, from rows that are kept."""
-    if not rows:
-        return HEAD.format(model="the embedded model", facts="some", source="world") + "Nothing is measured yet.\n"
-    head = HEAD.format(model=rows[0]["model"], facts=rows[0]["of"], source=rows[0]["source"])
-    lines = ["| " + " | ".join(COLUMNS) + " |", "| --- |" + " ---: |" * (len(COLUMNS) - 1)]
-    lines += ["| " + " | ".join(_cells(row)) + " |" for row in rows]
-    return head + "\n".join(lines) + "\n"
+def _figure(rows: Sequence[Row], column: Column, side: str) -> list[float | None] | None:
+    """[value, low, high, cases]."""
+    own = (r for r in rows if (r.metric, r.variant, r.stratum) == (column.metric, column.variant, None))
+    estimate = next((getattr(row, side) for row in own), None)
+    return None if estimate is None else [estimate.value, estimate.low, estimate.high, estimate.n]
 
 
-def _cells(row: dict[str, Any]) -> list[str]:
-    figures = [_share(row["figures"].get(metric)) for metric in METRICS]
+def page(kept: Mapping[str, Sequence[dict[str, Any]]]) -> str:
+    """The page, from rows that are kept, by source."""
+    model = next((row["model"] for rows in kept.values() for row in rows), "the embedded model")
+    tables = [HEADS[source] + _table(COLUMNS[source], rows) for source, rows in kept.items() if rows]
+    return HEAD.format(model=model) + "".join(tables)
+
+
+def _table(columns: Sequence[Column], rows: Sequence[dict[str, Any]]) -> str:
+    titles = ("operator", *(column.title for column in columns), "norm", "s an edit", "threads", "facts", "day")
+    largest = max(rows, key=lambda row: int(row["of"]))
+    unchanged = [
+        "unchanged",
+        *(_share(largest["before"].get(c.title)) for c in columns),
+        "",
+        "",
+        "",
+        str(largest["of"]),
+        "",
+    ]
+    cells = [unchanged, *(_cells(columns, row) for row in rows)]
+    lines = ["| " + " | ".join(titles) + " |", "| --- |" + " ---: |" * (len(titles) - 1)]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in cells)]) + "\n"
+
+
+def _cells(columns: Sequence[Column], row: dict[str, Any]) -> list[str]:
+    figures = [_share(row["figures"].get(column.title)) for column in columns]
     norm = "" if row["norm"] is None else f"{row['norm']:.3f}"
     facts = str(row["facts"]) if row["facts"] == row["of"] else f"{row['facts']} of {row['of']}"
-    return [f"`{row['operator']}`", *figures, norm, f"{row['seconds']:.2f}", facts, row["day"]]
+    return [f"`{row['operator']}`", *figures, norm, f"{row['seconds']:.2f}", str(row["threads"]), facts, row["day"]]
 
 
 def _share(figure: Sequence[Any] | None) -> str:

@@ -16,7 +16,7 @@ Side = Literal["before", "after"]
 Task = Literal["edit", "unlearn", "both"]
 
 UNITS: Mapping[str, Bounds | None] = MappingProxyType(
-    {"share": (0.0, 1.0), "difference of shares": (-1.0, 1.0), "nats": None}
+    {"share": (0.0, 1.0), "difference of shares": (-1.0, 1.0), "nats": None, "bits": None}
 )
 
 METRICS: Registry[Metric] = Registry("metric", "probes.metrics")
@@ -86,9 +86,9 @@ def questions(metric: Metric, verdicts: Sequence[Verdict]) -> list[tuple[int, Ve
     numbered = [(i, v) for i, v in enumerate(verdicts) if metric.reads(v)]
     if metric.probes:
         return numbered
-    once: dict[tuple[str, str], tuple[int, Verdict]] = {}
+    once: dict[tuple[str, str, int], tuple[int, Verdict]] = {}
     for i, v in sorted(numbered, key=lambda each: (not each[1].applies, each[1].case.probe, each[1].case.variant)):
-        once.setdefault((v.case.group, v.case.prompt), (i, v))
+        once.setdefault((v.case.group, v.case.prompt, v.case.free), (i, v))
     return sorted(once.values(), key=lambda each: each[0])
 
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 import torch
 from conftest import LAYOUTS, make_handle
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import chisquare
 
 from editkit.forward import attention
 from editkit.patch import PromptPatch
 from editkit.scoring import Ask, score_pairs, tell
+from editkit.speech import Free, Voice
 from editkit.tokens import PromptTooLong, encode, encode_pair
 
 PROMPTS = ["The capital of France is", "Hi", "The capital of Peru, as you know, is", "日本語 Français", "What is"]
@@ -127,3 +131,41 @@ def test_attention_is_put_back(handle):
         assert handle.model.config._attn_implementation == "eager"
         raise KeyError
     assert handle.model.config._attn_implementation == before
+
+
+FREE = [Ask(prompt, free=Free(12, seed=3)) for prompt in PROMPTS]
+
+
+def test_a_free_text_is_the_same_whatever_stands_beside_it(handle_of):
+    handle = handle_of("llama")
+    together = [each.text for each in tell(handle, FREE + [Ask(p) for p in PROMPTS], max_new_tokens=3)[: len(FREE)]]
+    alone = [tell(handle, [ask])[0].text for ask in FREE]
+    assert together == alone
+    other = [tell(handle, [Ask(p, free=Free(12, seed=4))])[0].text for p in PROMPTS]
+    assert other != alone
+
+
+def test_a_free_text_goes_on_over_line_breaks_and_past_what_is_enough(handle_of):
+    handle = handle_of("llama")
+    answers = tell(handle, FREE, max_new_tokens=1, enough=lambda text: True)
+    whole = tell(handle, FREE)
+    assert [each.text for each in answers] == [each.text for each in whole]
+    lengths = {len(handle.tokenizer(each.text).input_ids) for each in answers}
+    assert max(lengths) > 6
+
+
+def test_of_one_likeliest_token_a_free_text_is_greedy(handle_of):
+    handle = handle_of("gpt2")
+    prompt = "The capital of France is"
+    free = tell(handle, [Ask(prompt, free=Free(6, top=1))])[0].text
+    ids = plain_text(handle, prompt, 6)[len(encode(handle.tokenizer, prompt)) :]
+    assert handle.tokenizer.decode([i for i in ids if i != handle.tokenizer.eos_token_id]).strip().startswith(free)
+
+
+def test_tokens_are_drawn_as_often_as_they_are_likely():
+    logits = torch.tensor([3.0, 1.0, 2.0, -9.0, 0.0, -1.0, 2.5])
+    drawn = Counter(Voice(1, Free(1, seed=seed)).next(logits) for seed in range(4000))
+    top = logits.topk(5)
+    expected = 4000 * top.values.double().softmax(-1)
+    assert set(drawn) == set(top.indices.tolist())
+    assert chisquare([drawn[i] for i in top.indices.tolist()], expected.numpy()).pvalue > 1e-3

@@ -56,6 +56,17 @@ def test_a_forgotten_fact_compares_with_the_same_objects_in_all_probes():
     assert {case.contrast for case in cases_of("rephrase", "forget")} == {wanted}
 
 
+# fluency -------------------------------------------------------------------------------------------------------
+
+
+def test_free_texts_go_on_from_the_own_prompt_and_one_other_wording():
+    cases = cases_of("fluency", "edit")
+    assert [case.variant for case in cases] == ["plain", "paraphrase"]
+    assert cases[0].prompt == "The capital of France is" != cases[1].prompt
+    assert {case.free for case in cases} == {50}
+    assert not any(case.free for name in ("rewrite", "rephrase") for case in cases_of(name, "edit"))
+
+
 # neighborhood and popularity -----------------------------------------------------------------------------------
 
 

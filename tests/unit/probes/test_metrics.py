@@ -5,7 +5,9 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import numpy as np
 import pytest
+from scipy.stats import entropy
 
 from probes.estimate import holm
 from probes.metrics import METRICS, Metric, combined, per_case, summarise, value
@@ -431,3 +433,30 @@ def test_p_values_are_adjusted_for_the_metrics_tested_on_the_same_cut():
         assert [row.p_holm for row in own] == holm([row.p for row in own])
         assert len(own) > 1 and min(own, key=lambda row: row.p).p_holm > min(row.p for row in own)
     assert all(row.p_holm is None for row in summarise(verdicts, task="edit") if row.p is None)
+
+
+# Free text -----------------------------------------------------------------------------------------------------
+
+
+def texts(before, after):
+    return replace(verdict("fluency", free=50), answer=Answer(Reply(before), Reply(after)))
+
+
+def test_fluency_is_the_weighted_entropy_of_pairs_and_triples():
+    text = "the cat and the dog and the cat sat, and the dog sat too"
+    words = text.replace(",", " ,").split()
+
+    def of_runs(length):
+        runs = [" ".join(words[i : i + length]) for i in range(len(words) - length + 1)]
+        return entropy(np.unique(runs, return_counts=True)[1], base=2)
+
+    authors = np.mean(np.array([of_runs(2), of_runs(3)]) * [2 / 3, 4 / 3])  # ROME's weights of n = 2 and 3
+    assert of("fluency", [texts(text, text.upper())], "after") == pytest.approx(authors)
+    assert of("fluency", [texts(text, "Rome Rome Rome Rome")]) == 0.0
+    assert of("fluency", [texts(text, "")]) == of("fluency", [texts(text, "one")]) == 0.0
+
+
+def test_a_free_text_replaces_no_answer_to_the_same_prompt():
+    """Both count in what reads all probes, and as two questions."""
+    babble = verdict("fluency", now=Class.DEGENERATE, prompt="The capital is", free=50)
+    assert of("degeneration", [babble, verdict("rewrite", prompt="The capital is")]) == 1 / 2
