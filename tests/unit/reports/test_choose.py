@@ -44,12 +44,12 @@ def test_a_reply_with_a_text_serves_where_only_its_scores_are_wanted(monkeypatch
     handle, store = make_handle("llama"), MemoryStore()
     spoken = Reply("Paris", {"Paris": -1.0}, {"Paris": True})
     store.put([(Key(handle.state, "The capital of France is", True), spoken)])
-    asker = _Asker(handle, store, 3)
+    asker, wish = _Asker(handle, store, 3), ("The capital of France is", 0)
     with monkeypatch.context() as patched:
         patched.setattr("probes.ask.tell_in_parts", lambda _, asks, **__: pytest.fail("asked") if asks else iter(()))
-        found = asker._replies({"The capital of France is": ("Paris",)}, generate=False)
-    assert found["The capital of France is"] == spoken
-    more = asker._replies({"The capital of France is": ("Rome",)}, generate=False)["The capital of France is"]
+        found = asker._replies({wish: ("Paris",)}, generate=False)
+    assert found[wish] == spoken
+    more = asker._replies({wish: ("Rome",)}, generate=False)[wish]
     assert set(more.logprob) == {"Rome"}, "a target that it lacks is asked for"
 
 
