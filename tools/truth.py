@@ -98,6 +98,17 @@ paraphrases begin with an unrelated sentence, as they do there.
 """,
 }
 
+SEQUENTIAL = """
+## Edits one on top of the other
+
+Each edit is made on the model as those before it left it; facts that the model knows come first, then others. Retention
+is the share of all edits so far whose new object is the most likely at the edit's own prompt, elsewhere the same in
+another wording, collateral the share of a hundred facts about other subjects that the unchanged model knew and that it
+still knows. The norm is that of all changes beside the weights'. Made by `python tests/bench/bench_sequential.py
+OPERATOR … --out docs/truth/sequential`.
+
+"""
+
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -111,7 +122,9 @@ def main() -> None:
         for row in _measured(given.operators, source, facts):
             write_text(KEPT / source / f"{row['operator']}.json", json.dumps(row, indent=1) + "\n")
     kept = {name: sorted((KEPT / name).glob("*.json")) for name in HEADS}
-    write_text(TABLE, page({name: [json.loads(file.read_text("utf-8")) for file in kept[name]] for name in kept}))
+    alone = {name: [json.loads(file.read_text("utf-8")) for file in kept[name]] for name in kept}
+    stacks = [file.read_text("utf-8").splitlines() for file in sorted((KEPT / "sequential").glob("*.jsonl"))]
+    write_text(TABLE, page(alone, [json.loads(line) for lines in stacks for line in lines]))
 
 
 def _counterfact(path: Path) -> dict[str, Any]:
@@ -177,11 +190,40 @@ def _figure(rows: Sequence[Row], column: Column, side: str) -> list[float | None
     return None if estimate is None else [estimate.value, estimate.low, estimate.high, estimate.n]
 
 
-def page(kept: Mapping[str, Sequence[dict[str, Any]]]) -> str:
-    """The page, from rows that are kept, by source."""
+def page(kept: Mapping[str, Sequence[dict[str, Any]]], stacked: Sequence[dict[str, Any]]) -> str:
+    """The page, from rows that are kept: of edits alone, by source, and of edits one on top of the other."""
     model = next((row["model"] for rows in kept.values() for row in rows), "the embedded model")
     tables = [HEADS[source] + _table(COLUMNS[source], rows) for source, rows in kept.items() if rows]
-    return HEAD.format(model=model) + "".join(tables)
+    return HEAD.format(model=model) + "".join(tables) + (SEQUENTIAL + _sequence(stacked) if stacked else "")
+
+
+def _sequence(rows: Sequence[dict[str, Any]]) -> str:
+    titles = (
+        "operator",
+        "edits",
+        "could not",
+        "retention",
+        "elsewhere",
+        "collateral",
+        "norm",
+        "s an edit",
+        "threads",
+        "day",
+    )
+    cells = [
+        (
+            f"`{row['operator']}`",
+            str(row["edits"]),
+            str(row["failed"]),
+            *(_share((*row[name], None)) for name in ("retention", "elsewhere", "collateral")),
+            f"{row['norm']:.2f}",
+            f"{row['seconds']:.2f}",
+            str(row["threads"]),
+            row["day"],
+        )
+        for row in rows
+    ]
+    return _markdown(titles, cells)
 
 
 def _table(columns: Sequence[Column], rows: Sequence[dict[str, Any]]) -> str:
@@ -197,6 +239,10 @@ def _table(columns: Sequence[Column], rows: Sequence[dict[str, Any]]) -> str:
         "",
     ]
     cells = [unchanged, *(_cells(columns, row) for row in rows)]
+    return _markdown(titles, cells)
+
+
+def _markdown(titles: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
     lines = ["| " + " | ".join(titles) + " |", "| --- |" + " ---: |" * (len(titles) - 1)]
     return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in cells)]) + "\n"
 

@@ -48,7 +48,7 @@ def main() -> None:
     edits = [record.edit for record in records]
     before = operator.contexts.before(handle, 0)
     targets = find_targets(handle, edits, operator.layer, before, operator.target, seed=0)
-    asked = [_asked(handle, record) for record in records]
+    asked = [asked_of(handle, record) for record in records]
     inputs = len(targets[0].key)
     factors = {
         (corpus or "its own", share): cholesky(_moment(handle, operator, corpus, round(share * inputs)))[0]
@@ -68,7 +68,7 @@ def _moment(handle: ModelHandle, operator: ROME, corpus: str, tokens: int) -> to
     return second_moments(handle, [operator.layer], settings)[operator.layer].matrix
 
 
-def _asked(handle: ModelHandle, record: EditRecord) -> tuple[Asked, Asked, Asked]:
+def asked_of(handle: ModelHandle, record: EditRecord) -> tuple[Asked, Asked, Asked]:
     fact, new = record.fact, record.edit.target_new
     near = [(question.prompt, question.answer) for question in record.held_out.neighborhood]
     right = [score.argmax for score in score_pairs(handle, near)] if near else []

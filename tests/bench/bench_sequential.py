@@ -1,11 +1,12 @@
 """Edits one on top of the other: what is left of them, and of what the model knew besides. Run by hand:
 
-    python tests/bench/bench_sequential.py [OPERATOR ...] [--edits 300] [--out FILE]
+    python tests/bench/bench_sequential.py [OPERATOR ...] [--edits 300] [--out docs/truth/sequential]
 
 After 1, 10, 100, 300 … edits: `retention`, the share of all edits so far whose new object is the most likely at the
 edit's own prompt; `elsewhere`, the same in another wording; `collateral`, the share of facts about other subjects that
 the unchanged model knew and still knows; the norm of the change beside that of the weights; seconds an edit. Intervals
-are Wilson's, 95 %. Facts that the model knows come first; where they do not suffice, others follow.
+are Wilson's, 95 %. Facts that the model knows come first; where they do not suffice, others follow. `--out` keeps a
+file an operator, of which `tools/truth.py` makes a table.
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ import json
 import time
 from collections import Counter
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -25,6 +28,7 @@ from editkit.data import load
 from editkit.entries import Entry
 from editkit.errors import MethodError
 from editkit.facts import EditRecord, fill
+from editkit.files import write_text
 from editkit.handle import ModelHandle
 from editkit.models import DEFAULT_MODEL
 from editkit.operators import configured
@@ -49,11 +53,13 @@ def main() -> None:
     records, others = _facts(handle, given.edits)
     rows = []
     for name in given.operators:
+        own = []
         for row in _sequence(handle, name, records, others):
-            rows.append(row)
+            own.append(row | {"threads": torch.get_num_threads(), "day": datetime.now(UTC).date().isoformat()})
             print(json.dumps(row), flush=True)  # what there is so far, should it be killed
             if given.out:
-                given.out.write_text("\n".join(map(json.dumps, rows)) + "\n", encoding="utf-8")
+                write_text(given.out / f"{name}.jsonl", "".join(f"{json.dumps(each)}\n" for each in own))
+        rows += own
     Console(width=140).print(_table(rows))
 
 
