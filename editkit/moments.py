@@ -31,7 +31,7 @@ from editkit.forward import run
 from editkit.handle import ModelHandle
 from editkit.hooks import traced
 from editkit.models import cache_folder
-from editkit.sampling import TextPlan, sampled_texts
+from editkit.sampling import NAMED, TextPlan, sampled_texts
 from editkit.tokens import encode, pad, pad_id_of
 
 VERSION = 1  # raise when another matrix comes out for the same key
@@ -39,6 +39,7 @@ ROWS = 48  # sequences read at once
 PART = "mlp_out"
 KEEP_EVERY = 60.0  # seconds between two copies of what a long measurement has so far
 EACH_INPUT = 4  # tokens for each input of the matrix
+TOP_K = 50  # from which the model draws the words of its own text: from all, much of it is no language
 
 Progress = Callable[[str, int, int], None]  # what is done, how much, of how much
 
@@ -203,7 +204,8 @@ def _corpus(
     handle: ModelHandle, settings: MomentSettings, texts: Iterable[str] | None, progress: Progress | None
 ) -> _Corpus:
     if texts is None and not settings.corpus:
-        plan = TextPlan(math.ceil(settings.tokens / settings.length), settings.length, settings.seed)
+        count = math.ceil(settings.tokens / settings.length)
+        plan = TextPlan(count, settings.length, settings.seed, TOP_K, NAMED)
 
         def write() -> list[list[int]]:
             tell = functools.partial(progress, "writing text") if progress else None

@@ -30,6 +30,21 @@ OPENERS = (
     "For example, a", "There are three", "If you want", "After the war", "This is an", "Today we will", "Our team of",
     "Scientists have found", "They went to", "To make a", "One of the",
 )  # fmt: skip
+# Begin texts about things that have names, as an encyclopedia does. For second moments: edits are of such things, and
+# what is to be kept are the keys of such things (measured with tests/bench/bench_moments.py; see docs/moments.md).
+NAMED = (
+    "The city of", "The river", "The novel by", "The American actor", "The footballer", "The Battle of",
+    "The University of", "The album by", "The species", "The film was directed by", "King", "President",
+    "He was born in", "The town is located in", "The company was founded in", "The language is spoken in",
+    "The painter", "The composer", "The island of", "The mountain", "The war between", "The professor of",
+    "The newspaper", "The band from", "The politician", "The scientist", "The airport in", "The museum of",
+    "The church of", "The football club", "The kingdom of", "The philosopher", "The writer", "The singer",
+    "The actress", "The king of", "The queen of", "The capital of", "The province of", "The region of", "The lake",
+    "The sea", "The chemical element", "The plant", "The animal", "The bird", "The god", "The saint",
+    "The bishop of", "The general", "The ship", "The aircraft", "The car", "The bridge", "The castle",
+    "The station", "The school in", "The bank", "The book", "The song", "The play by", "The television series",
+    "The award", "The festival in", "The theorem of",
+)  # fmt: skip
 
 Progress = Callable[[int, int], None]  # how many are done, of how many
 

@@ -1,11 +1,12 @@
 """Which text second moments are measured on, and how much of it: does it show in the edits? Run by hand:
 
-    python tests/bench/bench_moments.py [--corpus TEXT.txt] [--facts 40]
+    python tests/bench/bench_moments.py [--corpus TEXT.txt] [--facts 40] [--tokens 0.5 1 2 4 8 16]
 
-ROME's values do not depend on C, so they are searched once; then each C gives its own update of the same edits. Shares
-of prompts at which every token of the answer is the most likely one, 95 %, clustered by fact: `specificity` over
-neighbours that the unchanged model had right. `direction`: mean cosine of C⁻¹k, the direction of the update, with that
-of the largest sample of the model's own text.
+ROME's values do not depend on C, so they are searched once; then each C gives its own update of the same edits. Tokens
+are for each input of the matrix. Shares of prompts at which every token of the answer is the most likely one, 95 %,
+clustered by fact: `specificity` over neighbours that the unchanged model had right, `beside the corpus` its difference
+to that with as many tokens of the corpus, paired. `direction`: mean cosine of C⁻¹k, the direction of the update, with
+that of the largest sample of the same text.
 """
 
 from __future__ import annotations
@@ -30,16 +31,18 @@ from editkit.moments import second_moments
 from editkit.operators import configured
 from editkit.patch import LowRankDelta, WeightPatch
 from editkit.scoring import score_pairs
-from probes.estimate import proportion
+from probes.estimate import Estimate, mean, proportion
 
-SHARES = (0.25, 0.5, 1, 2, 4, 8, 16)  # tokens for each input of the matrix
+TOKENS = (0.5, 1, 2, 4, 8, 16)  # for each input of the matrix
 Asked = list[tuple[str, str]]
+Hits = list[tuple[float, int]]  # right or not, and of which fact
 
 
 def main() -> None:
     options = argparse.ArgumentParser()
     options.add_argument("--corpus", default="")
     options.add_argument("--facts", type=int, default=40)
+    options.add_argument("--tokens", type=float, nargs="+", default=TOKENS)
     options.add_argument("--model", default=DEFAULT_MODEL)
     given = options.parse_args()
     handle = ModelHandle.load(given.model)
@@ -50,16 +53,24 @@ def main() -> None:
     targets = find_targets(handle, edits, operator.layer, before, operator.target, seed=0)
     asked = [asked_of(handle, record) for record in records]
     inputs = len(targets[0].key)
+    texts, shares = list(dict.fromkeys((given.corpus, ""))), sorted(given.tokens)
     factors = {
-        (corpus or "its own", share): cholesky(_moment(handle, operator, corpus, round(share * inputs)))[0]
-        for corpus in dict.fromkeys(("", given.corpus))
-        for share in SHARES
+        (text, share): cholesky(_moment(handle, operator, text, round(share * inputs)))[0]
+        for text in texts
+        for share in shares
     }
-    best = factors["its own", SHARES[-1]]
-    table = Table("text", "tokens / inputs", "efficacy", "generalization", "specificity", "direction")
+    table = Table("text", "tokens", "efficacy", "generalization", "specificity", "beside the corpus", "direction")
+    of_corpus: dict[float, Hits] = {}
     for (text, share), factor in factors.items():
-        table.add_row(text.split("/")[-1], f"{share:g}", *_figures(handle, operator, targets, asked, factor), f"{_direction(targets, factor, best):.3f}")  # fmt: skip
-    Console(width=120).print(table)
+        hits = _hits(handle, operator, targets, asked, factor)
+        of_corpus.setdefault(share, hits[2])
+        beside = _told(mean(*_difference(hits[2], of_corpus[share]))) if text != texts[0] else ""
+        direction = _direction(targets, factor, factors[text, shares[-1]])
+        shown = [_told(proportion(*zip(*own, strict=True))) for own in hits]
+        row = (text.split("/")[-1] or "its own", f"{share:g}", *shown, beside, f"{direction:.3f}")
+        print(*row, sep=" | ", flush=True)
+        table.add_row(*row)
+    Console(width=140).print(table)
     print(f"{inputs} inputs; {len(records)} facts; layer {operator.layer}")
 
 
@@ -79,16 +90,24 @@ def asked_of(handle: ModelHandle, record: EditRecord) -> tuple[Asked, Asked, Ask
     )
 
 
-def _figures(handle: ModelHandle, operator: ROME, targets: Sequence[Any], asked: Any, factor: Any) -> list[str]:
-    hits: list[list[tuple[float, int]]] = [[], [], []]
+def _hits(handle: ModelHandle, operator: ROME, targets: Sequence[Any], asked: Any, factor: Any) -> list[Hits]:
+    hits: list[Hits] = [[], [], []]
     name = handle.weight_name("mlp_out", operator.layer)
     for fact, (target, parts) in enumerate(zip(targets, asked, strict=True)):
         left, right = operator.update(target, factor)
         with handle.patched(WeightPatch({name: LowRankDelta(left.float(), right.float())})):
             for kind, pairs in enumerate(parts):
                 hits[kind] += [(float(score.argmax), fact) for score in score_pairs(handle, pairs)] if pairs else []
-    found = [proportion([hit for hit, _ in own], [fact for _, fact in own]) for own in hits]
-    return [f"{e.value:.2f} [{e.low:.2f}, {e.high:.2f}]" for e in found]
+    return hits
+
+
+def _difference(hits: Hits, others: Hits) -> tuple[list[float], list[int]]:
+    pairs = zip(hits, others, strict=True)
+    return [one - other for (one, _), (other, _) in pairs], [fact for _, fact in hits]
+
+
+def _told(found: Estimate) -> str:
+    return f"{found.value:.2f} [{found.low:.2f}, {found.high:.2f}]"
 
 
 def _direction(targets: Sequence[Any], factor: torch.Tensor, best: torch.Tensor) -> float:
