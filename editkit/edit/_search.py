@@ -25,7 +25,7 @@ from editkit.forward import attention, unembed
 from editkit.handle import ModelHandle
 from editkit.linalg import SolveError
 from editkit.memory import give_back
-from editkit.products import FLOAT32, check_products, exact, products_of, resolved, using
+from editkit.products import FLOAT32, Products, check_products, exact, products_of, resolved, using
 from editkit.tokens import encode, encode_pair, subject_span
 
 ESSENCE = f"{SLOT} is a"  # what the subject is must stay: the KL term is taken on this prompt
@@ -109,6 +109,7 @@ def find_targets(
     """
     rows = [rows_of_edit(handle, edit, before) for edit in edits]
     found: dict[int, Target] = {}
+    products = products_of(handle, search.products, range(layer + 1, handle.layers))  # laid out once for all
     with (
         attention(handle, "eager"),
         frozen(handle.model),
@@ -120,7 +121,7 @@ def find_targets(
         for part in _together([_width(own) for own in rows], len(before), search.tokens_per_step, most):
             give_back()
             own = ([edits[edit] for edit in part], [rows[edit] for edit in part])
-            targets = _Search(handle, layer, *own, search, seed, of_block, place).run(progress)
+            targets = _Search(handle, layer, *own, search, seed, of_block, place, products).run(progress)
             found.update(zip(part, targets, strict=True))
     return [found[edit] for edit in range(len(edits))]
 
@@ -157,8 +158,10 @@ class _Search:
         seed: int,
         of_block: bool,
         place: Prepare,
+        products: Products | None,
     ) -> None:
         self.handle, self.settings, self.layer, self.of_block = handle, settings, layer, of_block
+        self.products = products
         self.subjects, self.edits, self.per_edit = [e.fact.subject for e in edits], len(rows), len(rows[0])
         self.flat = [row for own in rows for row in own]
         self.all = _Batch(range(len(self.flat)), place(handle, layer, self.flat), reads_of(self.flat, handle.device))
@@ -170,7 +173,6 @@ class _Search:
         self.norms = torch.stack([each[:: self.per_edit, 0].float().norm(dim=1) for each in measures], 1)
         shape = *self.norms.shape, self.upper.values.shape[-1]
         self.residual = torch.zeros(shape, device=handle.device, requires_grad=True)
-        self.products = products_of(handle, settings.products, range(layer + 1, handle.layers))
         self.essence = self.unchanged()
         self.widths = [_width(own) for own in rows]
         self.generators = [torch.Generator().manual_seed(seed) for _ in rows]

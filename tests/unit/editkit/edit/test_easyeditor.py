@@ -36,7 +36,7 @@ QUICK = {
     "ROME": ROME, "R-ROME": ROME, "FT": FT, "MEMIT": MANY, "EMMET": MANY, "AlphaEdit": MANY | {"nullspace_threshold": 1.0},
 }  # fmt: skip
 OF_2023 = ("ROME", "FT", "MEMIT")
-MOMENTS = MomentSettings(tokens=400, length=20)
+MOMENTS = MomentSettings(tokens=1000, length=20)  # of fewer C has not full rank in every layout
 CHECKOUT = os.environ.get("EDITKIT_EASYEDIT", "")
 
 

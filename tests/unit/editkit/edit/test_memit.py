@@ -23,7 +23,7 @@ from editkit.patch import DenseDelta, WeightPatch, load_patch
 
 SEARCH = TargetSearch(steps=6, learning_rate=0.05, clamp=100.0, weight_decay=0.0, stop_below=0.0)
 ALONE, SOME = Contexts(each=0), Contexts((3,), 2)
-MOMENTS = MomentSettings(tokens=400, length=20)
+MOMENTS = MomentSettings(tokens=1000, length=20)  # of fewer C has not full rank in every layout
 METHODS = {
     "memit": MEMIT((0, 1), SEARCH, SOME, MOMENTS, moment_weight=1.0),
     "emmet": EMMET((0, 1), SEARCH, SOME, MOMENTS),

@@ -24,7 +24,7 @@ from editkit.patch import DenseDelta, WeightPatch
 
 SEARCH = TargetSearch(steps=6, learning_rate=0.05, clamp=100.0, weight_decay=0.0, stop_below=0.0)
 ALONE, SOME = Contexts(each=0), Contexts((3,), 2)
-MOMENTS = MomentSettings(tokens=400, length=20)
+MOMENTS = MomentSettings(tokens=1000, length=20)  # of fewer C has not full rank in every layout
 PLAIN = [each for each in LAYOUTS if not each.startswith("gemma")]
 
 
