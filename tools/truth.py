@@ -71,7 +71,7 @@ HEAD = """# How the edit operators do on real facts
 is better but for degenerate text, the share of answers that are empty or repeat themselves. Fluency is the entropy of
 the pairs and triples of words in drawn texts of 50 tokens, in bits: what counts is a fall below the unchanged model.
 The norm is that of the change beside the weights', median over facts; the time is that of one edit, found together with
-the others where the operator can, on the threads named.
+the others where the operator can, on the threads named and beside other work: ratios of ten per cent say nothing.
 
 Made by `make truth`, or by `python tools/truth.py OPERATOR …` for some: each row says of what day it is. Presets for
 this model were chosen on a handful of facts of the shipped base, some of them among these. Where an operator could not
@@ -251,7 +251,8 @@ def _cells(columns: Sequence[Column], row: dict[str, Any]) -> list[str]:
     figures = [_share(row["figures"].get(column.title)) for column in columns]
     norm = "" if row["norm"] is None else f"{row['norm']:.3f}"
     facts = str(row["facts"]) if row["facts"] == row["of"] else f"{row['facts']} of {row['of']}"
-    return [f"`{row['operator']}`", *figures, norm, f"{row['seconds']:.2f}", str(row["threads"]), facts, row["day"]]
+    seconds = "–" if row["seconds"] is None else f"{row['seconds']:.2f}"  # – where a run was paused
+    return [f"`{row['operator']}`", *figures, norm, seconds, str(row["threads"]), facts, row["day"]]
 
 
 def _share(figure: Sequence[Any] | None) -> str:
