@@ -109,7 +109,6 @@ def find_targets(
     """
     rows = [rows_of_edit(handle, edit, before) for edit in edits]
     found: dict[int, Target] = {}
-    products = products_of(handle, search.products, range(layer + 1, handle.layers))  # laid out once for all
     with (
         attention(handle, "eager"),
         frozen(handle.model),
@@ -118,6 +117,8 @@ def find_targets(
         torch.enable_grad(),
     ):
         most = TOKENS.get(handle.device.type, MANY_TOKENS)
+        # Once for all batches, and frozen already: weights that may still change are not laid out.
+        products = products_of(handle, search.products, range(layer + 1, handle.layers))
         for part in _together([_width(own) for own in rows], len(before), search.tokens_per_step, most):
             give_back()
             own = ([edits[edit] for edit in part], [rows[edit] for edit in part])
