@@ -135,11 +135,7 @@ def _encode(handle: ModelHandle, ask: Ask, max_new_tokens: int) -> _Encoded:
     for target in ask.targets:
         own, targets[target] = encode_pair(handle.tokenizer, prompt, target)
         assert own == ids
-    most = (
-        ask.free.tokens
-        if ask.free
-        else (max_new_tokens + len(handle.tokenizer(ask.echo, add_special_tokens=False).input_ids)) * ask.generate
-    )
+    most = _length(handle, ask, max_new_tokens)
     longest = len(ids) + max([most, *(len(t) for t in targets.values())])
     if longest > handle.context:
         rewritten = "" if prompt == ask.prompt else ", as the patches that are on rewrite it,"
@@ -148,6 +144,13 @@ def _encode(handle: ModelHandle, ask: Ask, max_new_tokens: int) -> _Encoded:
             f"{handle.context}; shorten it"
         )
     return _Encoded(ids, targets, Voice(most, ask.free, ask.prompt))
+
+
+def _length(handle: ModelHandle, ask: Ask, max_new_tokens: int) -> int:
+    """How many tokens the text may have."""
+    if ask.free:
+        return ask.free.tokens
+    return (max_new_tokens + len(handle.tokenizer(ask.echo, add_special_tokens=False).input_ids)) * ask.generate
 
 
 def _groups(ready: Sequence[_Encoded], rows: int) -> Iterator[list[int]]:
@@ -221,7 +224,7 @@ def _read_off(handle: ModelHandle, pack: Pack, seen: Seen, asks: Sequence[_Encod
     for member, ask, paths in zip(pack.members, asks, pack.paths, strict=True):
         path = paths[0][: len(ask.ids)]
         own = {target: next(scores) for target in ask.targets}
-        first = ask.voice.next(logits[rows[path[-1]]]) if ask.voice.free else best[path[-1]]
+        first = ask.voice.next(logits[rows[path[-1]]], best[path[-1]])
         heard.append(_Heard(member, own, first, path if ask.voice.most else []))
     return heard
 

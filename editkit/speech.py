@@ -29,12 +29,12 @@ class Voice:
 
     def __init__(self, most: int, free: Free | None = None, prompt: str = "") -> None:
         self.most, self.free = most, free
-        self._dice = random.Random(f"{free.seed}/{prompt}") if free else None
+        self._dice = random.Random(f"{free.seed}/{prompt}") if free else random.Random()
 
-    def next(self, logits: Tensor) -> int:
-        """The next token, by the (vocab,) logits of it."""
-        if self.free is None or self._dice is None:
-            return int(logits.argmax())
+    def next(self, logits: Tensor, likeliest: int) -> int:
+        """The next token, by the (vocab,) logits of it, of which one is the likeliest."""
+        if self.free is None:
+            return likeliest
         likely = logits.topk(min(self.free.top, len(logits)))
         below = likely.values.double().softmax(-1).cumsum(-1)
         place = int((below < self._dice.random()).sum())
@@ -106,4 +106,4 @@ def speak(
         hidden = run(handle.backbone, last, mask, mask.sum(1, keepdim=True) - 1, cache)[:, -1]
         logits = unembed(handle, hidden)
         for row, (place, token) in enumerate(zip(alive, logits.argmax(-1).tolist(), strict=True)):
-            spoken[place].append(voices[place].next(logits[row]) if voices[place].free else token)
+            spoken[place].append(voices[place].next(logits[row], token))

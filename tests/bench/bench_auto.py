@@ -12,21 +12,18 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
-from bench_moments import Asked, asked_of
+from bench_moments import asked_of, hits_of, told
 from bench_sequential import known_records
 from rich.console import Console
 from rich.table import Table
 
 from editkit.auto import auto_preset
-from editkit.facts import EditRecord
 from editkit.handle import ModelHandle
 from editkit.models import DEFAULT_MODEL
-from editkit.operators import Preset, each, operator_class, preset_for
-from editkit.scoring import score_pairs
+from editkit.operators import each, operator_class, preset_for
 from editkit.settings import build
 from probes.estimate import proportion
 
@@ -52,7 +49,10 @@ def main() -> None:
             guess = preset_for(name, handle)
         arms = (("guess", guess, ""), ("auto", found, f"{seconds:.0f}"), ("tuned", tuned, ""))
         for label, preset, spent in arms:
-            row = (name, label, *_figures(handle, name, preset, records, asked), spent, preset.source)
+            operator = build(operator_class(name)[1], preset.settings)
+            hits = hits_of(handle, each(operator, handle, [record.edit for record in records], seed=0), asked)
+            shown = [told(proportion(*zip(*own, strict=True))) for own in hits]
+            row = (name, label, *shown, spent, preset.source)
             print(*row, sep=" | ", flush=True)
             table.add_row(*row)
     Console(width=160).print(table)
@@ -68,20 +68,6 @@ def unknown(handle: ModelHandle) -> Iterator[None]:
         yield
     finally:
         del config.to_dict
-
-
-def _figures(
-    handle: ModelHandle, name: str, preset: Preset, records: Sequence[EditRecord], asked: Sequence[Any]
-) -> list[str]:
-    operator = build(operator_class(name)[1], preset.settings)
-    hits: list[list[tuple[float, int]]] = [[], [], []]
-    for fact, patch in enumerate(each(operator, handle, [record.edit for record in records], seed=0)):
-        parts: Sequence[Asked] = asked[fact]
-        with handle.patched(patch):
-            for kind, pairs in enumerate(parts):
-                hits[kind] += [(float(score.argmax), fact) for score in score_pairs(handle, pairs)] if pairs else []
-    found = [proportion([hit for hit, _ in own], [fact for _, fact in own]) for own in hits]
-    return [f"{e.value:.2f} [{e.low:.2f}, {e.high:.2f}]" for e in found]
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -29,7 +29,7 @@ from editkit.linalg import cholesky, whitened
 from editkit.models import DEFAULT_MODEL
 from editkit.moments import second_moments
 from editkit.operators import configured
-from editkit.patch import LowRankDelta, WeightPatch
+from editkit.patch import LowRankDelta, Patch, WeightPatch
 from editkit.scoring import score_pairs
 from probes.estimate import Estimate, mean, proportion
 
@@ -62,11 +62,11 @@ def main() -> None:
     table = Table("text", "tokens", "efficacy", "generalization", "specificity", "beside the corpus", "direction")
     of_corpus: dict[float, Hits] = {}
     for (text, share), factor in factors.items():
-        hits = _hits(handle, operator, targets, asked, factor)
+        hits = hits_of(handle, _patches(handle, operator, targets, factor), asked)
         of_corpus.setdefault(share, hits[2])
-        beside = _told(mean(*_difference(hits[2], of_corpus[share]))) if text != texts[0] else ""
+        beside = told(mean(*_difference(hits[2], of_corpus[share]))) if text != texts[0] else ""
         direction = _direction(targets, factor, factors[text, shares[-1]])
-        shown = [_told(proportion(*zip(*own, strict=True))) for own in hits]
+        shown = [told(proportion(*zip(*own, strict=True))) for own in hits]
         row = (text.split("/")[-1] or "its own", f"{share:g}", *shown, beside, f"{direction:.3f}")
         print(*row, sep=" | ", flush=True)
         table.add_row(*row)
@@ -90,12 +90,20 @@ def asked_of(handle: ModelHandle, record: EditRecord) -> tuple[Asked, Asked, Ask
     )
 
 
-def _hits(handle: ModelHandle, operator: ROME, targets: Sequence[Any], asked: Any, factor: Any) -> list[Hits]:
-    hits: list[Hits] = [[], [], []]
+def _patches(
+    handle: ModelHandle, operator: ROME, targets: Sequence[Any], factor: torch.Tensor
+) -> Iterator[WeightPatch]:
     name = handle.weight_name("mlp_out", operator.layer)
-    for fact, (target, parts) in enumerate(zip(targets, asked, strict=True)):
+    for target in targets:
         left, right = operator.update(target, factor)
-        with handle.patched(WeightPatch({name: LowRankDelta(left.float(), right.float())})):
+        yield WeightPatch({name: LowRankDelta(left.float(), right.float())})
+
+
+def hits_of(handle: ModelHandle, patches: Iterable[Patch], asked: Sequence[Sequence[Asked]]) -> list[Hits]:
+    """For each kind of question what is right with each fact's patch on."""
+    hits: list[Hits] = [[], [], []]
+    for fact, (patch, parts) in enumerate(zip(patches, asked, strict=True)):
+        with handle.patched(patch):
             for kind, pairs in enumerate(parts):
                 hits[kind] += [(float(score.argmax), fact) for score in score_pairs(handle, pairs)] if pairs else []
     return hits
@@ -106,7 +114,7 @@ def _difference(hits: Hits, others: Hits) -> tuple[list[float], list[int]]:
     return [one - other for (one, _), (other, _) in pairs], [fact for _, fact in hits]
 
 
-def _told(found: Estimate) -> str:
+def told(found: Estimate) -> str:
     return f"{found.value:.2f} [{found.low:.2f}, {found.high:.2f}]"
 
 

@@ -101,6 +101,23 @@ def test_a_search_in_bfloat16_ends_on_a_loss_in_float32(handle, monkeypatch):
     assert found.notes["loss"] == pytest.approx(exact.notes["loss"], abs=1e-6)
 
 
+def test_a_search_lays_each_weight_above_its_layer_out_once_for_all_its_batches(handle, monkeypatch):
+    """A weight that may still change cannot be laid out: the model is frozen before."""
+    assert any(parameter.requires_grad for parameter in handle.model.parameters())
+    laid = []
+
+    class Counted(products.Matrix):
+        def __init__(self, weight, dtype):
+            laid.append(dtype)
+            super().__init__(weight, dtype)
+
+    monkeypatch.setattr(products, "Matrix", Counted)
+    monkeypatch.setitem(_search.TOKENS, "cpu", 1)  # each edit is a batch
+    find_targets(handle, ENDING[:2], 1, BEFORE, dataclasses.replace(SEARCH, products=BFLOAT16), seed=0)
+    above = [m for layer in range(2, handle.layers) for m in handle.module("block", layer).modules()]
+    assert laid.count(torch.bfloat16) == sum(isinstance(m, torch.nn.Linear) for m in above) > 0
+
+
 def test_training_in_bfloat16_moves_float32_weights_about_as_far(handle):
     state = handle.fingerprint()
     examples = encode_examples(handle, RETAIN)

@@ -164,7 +164,7 @@ def test_of_one_likeliest_token_a_free_text_is_greedy(handle_of):
 
 def test_tokens_are_drawn_as_often_as_they_are_likely():
     logits = torch.tensor([3.0, 1.0, 2.0, -9.0, 0.0, -1.0, 2.5])
-    drawn = Counter(Voice(1, Free(1, seed=seed)).next(logits) for seed in range(4000))
+    drawn = Counter(Voice(1, Free(1, seed=seed)).next(logits, 0) for seed in range(4000))
     top = logits.topk(5)
     expected = 4000 * top.values.double().softmax(-1)
     assert set(drawn) == set(top.indices.tolist())

@@ -266,3 +266,16 @@ def test_what_is_changed_along_is_no_neighbour_that_must_stay(handle, kind):
     named = {"multi_hop": "The capital of the country of Lyon is"}.get(kind, "The capital of Norway is")
     assert {prompt for _, prompt in gone} == {named}
     assert others_of(run_jobs(handle, [replace(job, patches=()) for job in jobs])[0], kind) == others_of(alone, kind)
+
+
+def test_free_texts_of_one_store_are_told_apart_by_their_seed_and_from_answers(handle):
+    store = Counting()
+    jobs = [Job("fluency", edit_record()), Job("rewrite", edit_record())]
+    texts = {
+        seed: [v.answer.before.text for v in run_probes(handle, [], jobs, seed=seed, store=store)] for seed in (1, 2)
+    }
+    assert texts[1][:2] != texts[2][:2], "each seed draws its own"
+    assert texts[1][2] == texts[2][2] and texts[1][2] not in texts[1][:2], "an answer is not drawn"
+    assert len(store.texts) == 5 and not store.asked_twice
+    again = run_probes(handle, [], jobs, seed=1, store=store)
+    assert [v.answer.before.text for v in again] == texts[1] and len(store.texts) == 5
