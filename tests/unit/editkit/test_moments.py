@@ -192,6 +192,24 @@ def test_texts_begin_with_their_openers_and_have_the_length_asked_for(handle):
     assert all(len(long) > len(short) for long, short in zip(longer, texts, strict=True))
 
 
+def test_the_models_own_text_is_of_things_that_have_names(handle, monkeypatch):
+    """Of everyday things it costs a tenth of the specificity: docs/moments.md."""
+    plans = []
+
+    def watched(on, plan, progress=None):
+        plans.append(plan)
+        return sampled_texts(on, plan, progress)
+
+    monkeypatch.setattr("editkit.moments.sampled_texts", watched)
+    second_moments(handle, [1], SMALL)
+    [plan] = plans
+    assert plan.top_k == 50 and not set(plan.openers) & set(sampling.OPENERS)
+    texts = sampled_texts(handle, plan)
+    assert [text.startswith(opener[:4]) for text, opener in zip(texts, sampling.NAMED, strict=False)] == [True] * len(
+        texts
+    )
+
+
 def test_greedy_text_is_the_models_own(handle):
     """With one token to choose from, sampling is greedy: an independent loop without cache says the same."""
     with torch.inference_mode():
