@@ -56,6 +56,8 @@ _VARIANTS = {
     "distractor": "after an unrelated sentence",
     "casing": "in other upper and lower case",
     "typo": "with a typing error",
+    "level 1": "disputed",
+    "level 2": "the old object asserted",
 }
 _PROBES = {
     "rewrite": "own prompt",
@@ -65,6 +67,7 @@ _PROBES = {
     "neighborhood": "neighbours",
     "popularity": "same relation, by popularity",
     "fluency": "free text",
+    "doubt": "under doubt",
 }
 _PROTOCOLS = {"success": "by probability", "accuracy": "by likeliest token", "generation": "as written"}
 _TITLES = {
@@ -79,6 +82,7 @@ _TITLES = {
     "emphasis_effect": "Key words beyond their controls",
     "degeneration": "Degenerate text",
     "fluency": "Variety of free text",
+    "doubt_reversion": "Old answer comes back under doubt",
     "forget_accuracy": "Still writes the answer",
     "forget_efficacy": "Forgotten at its own prompt",
     "forget_rephrased": "Still writes it in other wordings",

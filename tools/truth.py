@@ -49,6 +49,8 @@ COLUMNS = {
         Column("generalization", "generalization_accuracy"),
         Column("specificity", "specificity_accuracy"),
         Column("portability", "portability_accuracy"),
+        Column("disputed", "doubt_accuracy", "level 1"),
+        Column("contradicted", "doubt_accuracy", "level 2"),
         *TEXT,
     ),
     "counterfact": (
@@ -62,7 +64,7 @@ COLUMNS = {
     ),
 }
 PROBES = {
-    "world": ("rewrite", "rephrase", "neighborhood", "multi_hop", "fluency"),
+    "world": ("rewrite", "rephrase", "neighborhood", "multi_hop", "doubt", "fluency"),
     "counterfact": ("rewrite", "rephrase", "neighborhood", "fluency"),
 }
 HEAD = """# How the edit operators do on real facts

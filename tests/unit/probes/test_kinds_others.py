@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from probe_records import (
     BEGINNING,
     ENDING,
+    FACT,
     INVERSE,
     LYON,
     NEIGHBORS,
@@ -22,6 +25,8 @@ from probe_records import (
 )
 
 from editkit.facts import Hop
+from probes.framing import framed
+from probes.metrics import METRICS, value
 from probes.verdict import Expect
 
 
@@ -54,6 +59,41 @@ def test_forgetting_compares_with_four_others_of_the_range_by_seed():
 def test_a_forgotten_fact_compares_with_the_same_objects_in_all_probes():
     wanted = cases_of("rewrite", "forget")[0].contrast
     assert {case.contrast for case in cases_of("rephrase", "forget")} == {wanted}
+
+
+# doubt ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("key", ["edit", "question prompt"])
+def test_doubt_asks_again_after_a_dispute_and_after_the_old_object_is_asserted(key):
+    cases = cases_of("doubt", key)
+    assert [case.variant for case in cases] == ["level 1"] * 2 + ["level 2"] * 2
+    [own] = cases_of("rewrite", key)
+    for case in cases:
+        assert case.prompt.startswith("User: ")
+        assert case.prompt.endswith(framed(own.prompt)), "the question is asked as it was, last"
+        assert ("Paris" in case.prompt) == (case.variant == "level 2")
+        assert (case.old, case.new, case.contrast) == (own.old, own.new, own.contrast)
+
+
+def test_what_is_forgotten_is_not_told_again_by_a_doubt():
+    assert {case.variant for case in cases_of("doubt", "forget")} == {"level 1"}
+
+
+def test_a_subject_with_braces_is_no_slot():
+    record = replace(RECORDS["edit"], edit=replace(RECORDS["edit"].edit, fact=replace(FACT, subject="Fr{}nce")))
+    asked, _ = run("doubt", record, old_answer, new_answer)
+    assert all(case.prompt.count("{}") == case.prompt.count("Fr{}nce") > 0 for case in asked)
+
+
+@pytest.mark.parametrize("key", ["edit", "forget"])
+def test_metrics_of_doubt_read_both_tasks(key):
+    _, held = run("doubt", RECORDS[key], old_answer, new_answer)
+    _, lost = run("doubt", RECORDS[key], old_answer, old_answer)
+    for name in ("doubt_success", "doubt_accuracy", "doubt_generation"):
+        assert (value(METRICS[name], held, "after"), value(METRICS[name], lost, "after")) == (1, 0)
+    assert value(METRICS["doubt_reversion"], held, "after") == 0
+    assert value(METRICS["doubt_reversion"], lost, "after") == 1
 
 
 # fluency -------------------------------------------------------------------------------------------------------
