@@ -1,0 +1,72 @@
+"""The page of real results, and how the literature's directions are ruled."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from truth_directions import DIRECTIONS, Share, directions, rule
+from truth_page import KEPT, TABLE, kept_page
+
+
+def share(value, half=0.05):
+    return Share(f"x{value}", value, value - half, value + half)
+
+
+def row(operator, **figures):
+    told = {name: [value, value - 0.02, value + 0.02, 100] for name, value in figures.items()}
+    return {"operator": operator, "figures": told}
+
+
+def after(operator, edits, **shares):
+    return {"operator": operator, "edits": edits} | {name: [v, v - 0.02, v + 0.02] for name, v in shares.items()}
+
+
+def test_the_page_is_what_the_kept_rows_make():
+    assert TABLE.read_text("utf-8") == kept_page()
+
+
+def test_kept_rows_are_of_what_their_file_says():
+    for file in KEPT.glob("*/*.json"):
+        kept = json.loads(file.read_text("utf-8"))
+        assert kept["operator"] == file.stem
+        assert 0 < kept["facts"] <= kept["of"]
+
+
+@pytest.mark.parametrize(
+    ("pairs", "ruling"),
+    [
+        ([(share(0.8), share(0.5))], "supported"),
+        ([(share(0.5), share(0.8))], "not supported"),
+        ([(share(0.5), share(0.55))], "not decided"),
+        ([(share(0.8), share(0.5)), (share(0.5), share(0.55))], "not decided"),
+        ([(share(0.8), share(0.5)), (share(0.5), share(0.8))], "not supported"),
+        ([(share(0.8), share(0.5)), (share(0.8), None)], "not measured"),
+        ([], "not measured"),
+    ],
+)
+def test_intervals_that_lie_apart_decide(pairs, ruling):
+    assert rule(pairs)[0] == ruling
+
+
+def test_each_direction_can_be_supported_and_contradicted():
+    """On rows made to be as the literature has it, and on rows that are its opposite."""
+    names = {"rome": 0.7, "memit": 0.7, "alphaedit": 0.7, "ft_l": 0.4, "ike": 0.9, "grace": 0.1}
+    doubt = {"ike": 0.05}
+    good = [
+        row(name, efficacy=0.97, generalization=general, specificity=0.97, contradicted=doubt.get(name, 0.3))
+        for name, general in names.items()
+    ]
+    bad = [
+        row(name, efficacy=0.3, generalization=1 - general, specificity=0.3, contradicted=1 - doubt.get(name, 0.3))
+        for name, general in names.items()
+    ]
+    long = [after(name, n, retention=v, collateral=v) for name, n, v in STACK]
+    short = [after(name, n, retention=1 - v, collateral=1 - v) for name, n, v in STACK]
+    assert {ruling for _, ruling, _ in directions(good, long)} == {"supported"}
+    assert {ruling for _, ruling, _ in directions(bad, short)} == {"not supported"}
+    assert [says for says, *_ in directions([], [])] == [says for says, _ in DIRECTIONS]
+    assert {ruling for _, ruling, _ in directions([], [])} == {"not measured"}
+
+
+STACK = [("rome", 10, 0.9), ("rome", 300, 0.1), ("alphaedit", 10, 0.9), ("alphaedit", 300, 0.8)]

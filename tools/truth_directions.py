@@ -1,0 +1,109 @@
+"""What the literature expects of the operators, each held against the rows that are kept.
+
+A share is above another where its interval lies wholly above the other's, and "near 1" where it lies above `NEAR`.
+Overlapping intervals decide nothing; a row that is not kept leaves the direction unmeasured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+NEAR = 0.9
+STACKS = (10, 300)  # few edits and hundreds
+
+
+class Share(NamedTuple):
+    name: str
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.value:.2f} [{self.low:.2f}, {self.high:.2f}]"
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """The rows: of edits alone by operator, of edits one on top of the other by operator and number."""
+
+    alone: Mapping[str, Mapping[str, Any]]
+    stacked: Mapping[tuple[str, int], Mapping[str, Any]]
+
+    def of(self, operator: str, figure: str) -> Share | None:
+        found = self.alone.get(operator, {}).get("figures", {}).get(figure)
+        return Share(f"`{operator}`", *found[:3]) if found else None
+
+    def after(self, operator: str, edits: int, figure: str) -> Share | None:
+        row = self.stacked.get((operator, edits))
+        return Share(f"`{operator}` after {edits}", *row[figure]) if row else None
+
+
+Pairs = Sequence[tuple[Share | None, Share | None]]
+Ask = Callable[[Kept], Pairs]
+"""Pairs of shares of which the first should be above the second; a None is not measured."""
+
+
+def rule(pairs: Pairs) -> tuple[str, str]:
+    """The ruling, and the numbers it rests on."""
+    known = [(upper, lower) for upper, lower in pairs if upper is not None and lower is not None]
+    told = ", ".join(dict.fromkeys(str(share) for pair in known for share in pair if share.name))
+    if not pairs or len(known) < len(pairs):
+        return "not measured", told
+    if all(upper.low > lower.high for upper, lower in known):
+        return "supported", told
+    return ("not supported" if any(upper.high < lower.low for upper, lower in known) else "not decided"), told
+
+
+def near_one(figure: str, *operators: str) -> Ask:
+    return lambda kept: [(kept.of(name, figure), Share("", NEAR, NEAR, NEAR)) for name in operators]
+
+
+def above(figure: str, operators: Sequence[str], other: str) -> Ask:
+    return lambda kept: [(kept.of(name, figure), kept.of(other, figure)) for name in operators]
+
+
+def above_all(figure: str, operator: str) -> Ask:
+    return lambda kept: [(kept.of(operator, figure), kept.of(name, figure)) for name in kept.alone if name != operator]
+
+
+def within(operator: str, upper: str, lower: str) -> Ask:
+    return lambda kept: [(kept.of(operator, upper), kept.of(operator, lower))]
+
+
+def decays(operator: str, figure: str) -> Ask:
+    few, many = STACKS
+    return lambda kept: [(kept.after(operator, few, figure), kept.after(operator, many, figure))]
+
+
+def outlasts(operator: str, other: str, figure: str) -> Ask:
+    many = STACKS[1]
+    return lambda kept: [(kept.after(operator, many, figure), kept.after(other, many, figure))]
+
+
+DIRECTIONS: tuple[tuple[str, Ask], ...] = (
+    ("ROME, MEMIT and AlphaEdit: efficacy near 1", near_one("efficacy", "rome", "memit", "alphaedit")),
+    (
+        "ROME, MEMIT and AlphaEdit reach more other wordings than FT-L",
+        above("generalization", ("rome", "memit", "alphaedit"), "ft_l"),
+    ),
+    ("IKE reaches more other wordings than any other operator", above_all("generalization", "ike")),
+    ("… but gives way when the old object is asserted", within("ike", "generalization", "contradicted")),
+    ("… more than ROME and MEMIT do", above("contradicted", ("rome", "memit"), "ike")),
+    ("GRACE is specific (near 1)", near_one("specificity", "grace")),
+    ("… and does not generalize: ROME reaches more other wordings", above("generalization", ("rome",), "grace")),
+    ("ROME decays under hundreds of edits: retention falls", decays("rome", "retention")),
+    ("… and so does what the model knew besides", decays("rome", "collateral")),
+    (
+        "AlphaEdit holds: after hundreds of edits more is retained than with ROME",
+        outlasts("alphaedit", "rome", "retention"),
+    ),
+    ("… and more is left of what the model knew besides", outlasts("alphaedit", "rome", "collateral")),
+)
+
+
+def directions(alone: Sequence[Mapping[str, Any]], stacked: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str]]:
+    """(what is expected, the ruling, the numbers) for each."""
+    kept = Kept({row["operator"]: row for row in alone}, {(row["operator"], row["edits"]): row for row in stacked})
+    return [(says, *rule(ask(kept))) for says, ask in DIRECTIONS]

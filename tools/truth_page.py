@@ -1,0 +1,204 @@
+"""The page docs/truth.md, from the rows that tools/truth.py and tests/bench/bench_sequential.py keep."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from truth_directions import directions
+
+DOCS = Path(__file__).resolve().parent.parent / "docs"
+KEPT, TABLE = DOCS / "truth", DOCS / "truth.md"
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A metric, or its part on the prompts of one variant."""
+
+    title: str
+    metric: str
+    variant: str | None = None
+
+
+TEXT = (Column("degenerate text", "degeneration"), Column("fluency", "fluency"))
+COLUMNS = {
+    "world": (
+        Column("efficacy", "efficacy_accuracy"),
+        Column("generalization", "generalization_accuracy"),
+        Column("specificity", "specificity_accuracy"),
+        Column("portability", "portability_accuracy"),
+        Column("disputed", "doubt_accuracy", "level 1"),
+        Column("contradicted", "doubt_accuracy", "level 2"),
+        *TEXT,
+    ),
+    "counterfact": (
+        Column("efficacy (ES)", "efficacy_success"),
+        Column("paraphrases (PS)", "generalization_success", "paraphrase"),
+        Column("neighbours (NS)", "specificity_success"),
+        Column("efficacy", "efficacy_accuracy"),
+        Column("paraphrases", "generalization_accuracy", "paraphrase"),
+        Column("neighbours", "specificity_accuracy"),
+        *TEXT,
+    ),
+}
+HEAD = """# How the edit operators do on real facts
+
+`{model}`, each fact edited by itself and rolled back; 95 % intervals, clustered by fact. Shares are of prompts; higher
+is better but for degenerate text, the share of answers that are empty or repeat themselves. Fluency is the entropy of
+the pairs and triples of words in drawn texts of 50 tokens, in bits: what counts is a fall below the unchanged model.
+The norm is that of the change beside the weights', median over facts; the time is that of one edit, found together with
+the others where the operator can, on the threads named and beside other work: ratios of ten per cent say nothing.
+
+Made by `make truth`, or by `python tools/truth.py OPERATOR …` for some: each row says of what day it is. Presets for
+this model were chosen on a handful of facts of the shipped base, some of them among these. Where an operator could not
+edit a fact, the row says for how many it could.
+"""
+HEADS = {
+    "world": """
+## Facts of the shipped base that the model knows
+
+Every token of the answer must be the most likely one: of the new object at the edit's own prompt (efficacy), in other
+wordings (generalization: paraphrases, questions, after other text, with slips of the pen …), of the old object at
+neighbours that had it before (specificity), of the new consequence in questions that need the fact (portability). Under
+doubt the answer is disputed and asked for again, or contradicted: the old object is asserted and the model made to
+agree.
+
+""",
+    "counterfact": """
+## CounterFact
+
+The first facts of a slice of CounterFact (Meng et al. 2022), whether the model knows them or not. ES, PS and NS are the
+authors' protocol: the new object is likelier than the old one at the prompt and in the paraphrases, and the old one
+stays likelier at the neighbours. Differs from theirs: text that is degenerate is no success, and of the neighbours only
+those count that were right before. The three columns behind them ask more: every token the most likely one. The
+paraphrases begin with an unrelated sentence, as they do there.
+
+""",
+}
+
+WORDINGS = """
+### Other wordings, one by one
+
+What generalization is made of.
+
+"""
+SEQUENTIAL = """
+## Edits one on top of the other
+
+Each edit is made on the model as those before it left it; facts that the model knows come first, then others. Retention
+is the share of all edits so far whose new object is the most likely at the edit's own prompt, elsewhere the same in
+another wording, collateral the share of a hundred facts about other subjects that the unchanged model knew and that it
+still knows. The norm is that of all changes beside the weights'. Made by `python tests/bench/bench_sequential.py
+OPERATOR … --out docs/truth/sequential`.
+
+"""
+DIRECTIONS = """
+## What the literature expects
+
+Ruled by the rows above: *supported* where the intervals lie apart the way that is expected, *not supported* where they
+lie apart the other way, *not decided* where they overlap.
+
+"""
+
+
+def kept_page(folder: Path = KEPT) -> str:
+    """The page, from the rows in a folder; `notes.md` there is its last section."""
+    alone = {
+        name: [json.loads(file.read_text("utf-8")) for file in sorted((folder / name).glob("*.json"))] for name in HEADS
+    }
+    stacks = [file.read_text("utf-8").splitlines() for file in sorted((folder / "sequential").glob("*.jsonl"))]
+    notes = folder / "notes.md"
+    made = page(alone, [json.loads(line) for lines in stacks for line in lines])
+    return made + ("\n" + notes.read_text("utf-8") if notes.exists() else "")
+
+
+def page(alone: Mapping[str, Sequence[Row]], stacked: Sequence[Row]) -> str:
+    """The page, from rows of edits alone, by source, and of edits one on top of the other."""
+    model = next((row["model"] for rows in alone.values() for row in rows), "the embedded model")
+    parts = [HEAD.format(model=model)]
+    for source, rows in alone.items():
+        if rows:
+            parts += [HEADS[source], _table(COLUMNS[source], rows)]
+        if any("wordings" in row for row in rows) and source == "world":
+            parts += [WORDINGS, _wordings([row for row in rows if "wordings" in row])]
+    if stacked:
+        parts += [SEQUENTIAL, _sequence(stacked)]
+    rulings = directions(alone.get("world", ()), stacked)
+    return "".join([*parts, DIRECTIONS, _markdown(("expected", "here", "numbers"), rulings, numbers=False)])
+
+
+def _wordings(rows: Sequence[Row]) -> str:
+    """A column a wording of the probe `rephrase`."""
+    names = list(dict.fromkeys(name for row in rows for name in row["wordings"]))
+    cells = [(f"`{row['operator']}`", *(_share(row["wordings"].get(name)) for name in names)) for row in rows]
+    return _markdown(("operator", *names), cells)
+
+
+def _sequence(rows: Sequence[Row]) -> str:
+    titles = (
+        "operator",
+        "edits",
+        "could not",
+        "retention",
+        "elsewhere",
+        "collateral",
+        "norm",
+        "s an edit",
+        "threads",
+        "day",
+    )
+    cells = [
+        (
+            f"`{row['operator']}`",
+            str(row["edits"]),
+            str(row["failed"]),
+            *(_share((*row[name], None)) for name in ("retention", "elsewhere", "collateral")),
+            f"{row['norm']:.2f}",
+            f"{row['seconds']:.2f}",
+            str(row["threads"]),
+            row["day"],
+        )
+        for row in rows
+    ]
+    return _markdown(titles, cells)
+
+
+def _table(columns: Sequence[Column], rows: Sequence[Row]) -> str:
+    titles = ("operator", *(column.title for column in columns), "norm", "s an edit", "threads", "facts", "day")
+    largest = max(rows, key=lambda row: int(row["of"]))
+    unchanged = [
+        "unchanged",
+        *(_share(largest["before"].get(c.title)) for c in columns),
+        "",
+        "",
+        "",
+        str(largest["of"]),
+        "",
+    ]
+    cells = [unchanged, *(_cells(columns, row) for row in rows)]
+    return _markdown(titles, cells)
+
+
+def _markdown(titles: Sequence[str], cells: Sequence[Sequence[str]], *, numbers: bool = True) -> str:
+    lines = ["| " + " | ".join(titles) + " |", "| --- |" + (" ---: |" if numbers else " --- |") * (len(titles) - 1)]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in cells)]) + "\n"
+
+
+def _cells(columns: Sequence[Column], row: Row) -> list[str]:
+    figures = [_share(row["figures"].get(column.title)) for column in columns]
+    norm = "" if row["norm"] is None else f"{row['norm']:.3f}"
+    facts = str(row["facts"]) if row["facts"] == row["of"] else f"{row['facts']} of {row['of']}"
+    seconds = "–" if row["seconds"] is None else f"{row['seconds']:.2f}"  # – where a run was paused
+    return [f"`{row['operator']}`", *figures, norm, seconds, str(row["threads"]), facts, row["day"]]
+
+
+def _share(figure: Sequence[Any] | None) -> str:
+    if figure is None or figure[0] is None:
+        return "–"
+    value, low, high, _ = figure
+    return f"{value:.2f}" if low is None else f"{value:.2f} [{low:.2f}, {high:.2f}]"
