@@ -22,10 +22,11 @@ LAYABLE = (torch.float32, torch.bfloat16)
 
 class Matrix:
     """x -> x @ weight.T with the product in `dtype`; what comes out has the dtype of x. Differentiable in x, not in the
-    weight. In float32 it differs from the plain product by the order of its sums only."""
+    weight. In float32 it differs from the plain product by the order of its sums only. With `lay_out=False` it is the
+    plain product, for a weight that is soon done with."""
 
-    def __init__(self, weight: Float[Tensor, "out in"], dtype: torch.dtype) -> None:
-        self._weight, self._dtype = weight.detach(), dtype
+    def __init__(self, weight: Float[Tensor, "out in"], dtype: torch.dtype, *, lay_out: bool = True) -> None:
+        self._weight, self._dtype, self._lay_out = weight.detach(), dtype, lay_out
         self._forth: Callable[[Tensor], Tensor] | None = None
         self._back: Callable[[Tensor], Tensor] | None = None
 
@@ -37,12 +38,12 @@ class Matrix:
 
     def forth(self, x: Float[Tensor, "*rows in"]) -> Float[Tensor, "*rows out"]:
         if self._forth is None:
-            self._forth = _laid_out(self._weight, self._dtype)
+            self._forth = _product(self._weight, self._dtype, self._lay_out)
         return self._forth(x)
 
     def back(self, grad: Float[Tensor, "*rows out"]) -> Float[Tensor, "*rows in"]:
         if self._back is None:
-            self._back = _laid_out(self._weight.T, self._dtype)
+            self._back = _product(self._weight.T, self._dtype, self._lay_out)
         return self._back(grad)
 
 
@@ -59,9 +60,9 @@ class _Product(torch.autograd.Function):
 
 @torch.inference_mode(False)
 @torch.no_grad()
-def _laid_out(weight: Tensor, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+def _product(weight: Tensor, dtype: torch.dtype, lay_out: bool) -> Callable[[Tensor], Tensor]:
     weight = weight.to(dtype)
-    if weight.device.type != "cpu" or not can_lay_out(dtype):
+    if not lay_out or weight.device.type != "cpu" or not can_lay_out(dtype):
         return lambda x: linear(x.to(dtype), weight).to(x.dtype)
     laid = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), USUAL_ROWS)
     return lambda x: _times(x.to(dtype), laid).to(x.dtype)

@@ -82,11 +82,14 @@ def exact(handle: ModelHandle) -> Products | None:
 
     A layout is kept for as long as its layer lives and holds the same weight. Not differentiable in the weights.
     """
-    if handle.device.type != "cpu" or not can_lay_out(handle.dtype):
-        return None
-    if sum(parameter.nbytes for parameter in handle.model.parameters()) > LAID_BYTES:
+    if handle.device.type != "cpu" or not can_lay_out(handle.dtype) or not small_enough_to_lay_out(handle):
         return None
     return Products((layer, _LaidOut(_kept(layer), layer.bias)) for layer in _linear([handle.model]))
+
+
+def small_enough_to_lay_out(handle: ModelHandle) -> bool:
+    """Whether the model may be held a second time."""
+    return sum(parameter.nbytes for parameter in handle.model.parameters()) <= LAID_BYTES
 
 
 def give_up_layouts(handle: ModelHandle) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from editkit.blocks import upper as blocks_above
 from editkit.edit._upper import Row, Upper, prepare
 from editkit.forward import copied, run
+from editkit.fused import Fused
 from editkit.handle import ModelHandle
 from editkit.hooks import Rewrite, rewritten, traced
 
@@ -34,8 +35,9 @@ class Place(Protocol):
         """What each of the modules gives in the unchanged model."""
         ...
 
-    def run(self, changes: Changes) -> Float[Tensor, "rows length d"]:
-        """Hidden states after the final norm with `changes` added to what the modules give; differentiable."""
+    def run(self, changes: Changes, fused: Fused | None = None) -> Float[Tensor, "rows length d"]:
+        """Hidden states after the final norm with `changes` added to what the modules give; differentiable. `fused` are
+        the blocks above the layer, for a place that can use them."""
         ...
 
     def rows(self, rows: Int[Tensor, " n"], width: int) -> Place:
@@ -61,8 +63,8 @@ class AtMLP:
     def outputs(self) -> tuple[Tensor, ...]:
         return (self.upper.values,)
 
-    def run(self, changes: Changes) -> Tensor:
-        return self.upper.run(changes[:, 0])
+    def run(self, changes: Changes, fused: Fused | None = None) -> Tensor:
+        return self.upper.run(changes[:, 0], fused)
 
     def rows(self, rows: Tensor, width: int) -> AtMLP:
         return AtMLP(self.upper.rows(rows, width))
@@ -91,7 +93,7 @@ class AtAttentionAndMLP:
     def outputs(self) -> tuple[Tensor, ...]:
         return self.attention, self.upper.values
 
-    def run(self, changes: Changes) -> Tensor:
+    def run(self, changes: Changes, fused: Fused | None = None) -> Tensor:
         upper, model = self.upper, self._blocks()
         with rewritten(upper.handle.model, self._rewrites(changes)):
             return run(model, upper.ids, upper.mask, upper.positions, copied(upper.cache))

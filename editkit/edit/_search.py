@@ -22,6 +22,7 @@ from editkit.edit._upper import Reads, Row, after_change, mlp_gives, reads_of
 from editkit.errors import InputError
 from editkit.facts import SLOT, Edit
 from editkit.forward import attention, unembed
+from editkit.fused import Fused
 from editkit.handle import ModelHandle
 from editkit.linalg import SolveError
 from editkit.memory import give_back
@@ -109,6 +110,8 @@ def find_targets(
     """
     rows = [rows_of_edit(handle, edit, before) for edit in edits]
     found: dict[int, Target] = {}
+    above = range(layer + 1, handle.layers)
+    fused = Fused.of(handle, above, search.products)
     with (
         attention(handle, "eager"),
         frozen(handle.model),
@@ -118,11 +121,11 @@ def find_targets(
     ):
         most = TOKENS.get(handle.device.type, MANY_TOKENS)
         # Once for all batches, and frozen already: weights that may still change are not laid out.
-        products = products_of(handle, search.products, range(layer + 1, handle.layers))
+        products = products_of(handle, search.products, above)
         for part in _together([_width(own) for own in rows], len(before), search.tokens_per_step, most):
             give_back()
             own = ([edits[edit] for edit in part], [rows[edit] for edit in part])
-            targets = _Search(handle, layer, *own, search, seed, of_block, place, products).run(progress)
+            targets = _Search(handle, layer, *own, search, seed, of_block, place, products, fused).run(progress)
             found.update(zip(part, targets, strict=True))
     return [found[edit] for edit in range(len(edits))]
 
@@ -160,9 +163,10 @@ class _Search:
         of_block: bool,
         place: Prepare,
         products: Products | None,
+        fused: Fused | None,
     ) -> None:
         self.handle, self.settings, self.layer, self.of_block = handle, settings, layer, of_block
-        self.products = products
+        self.products, self.fused = products, fused
         self.subjects, self.edits, self.per_edit = [e.fact.subject for e in edits], len(rows), len(rows[0])
         self.flat = [row for own in rows for row in own]
         self.all = _Batch(range(len(self.flat)), place(handle, layer, self.flat), reads_of(self.flat, handle.device))
@@ -187,8 +191,9 @@ class _Search:
                 progress("value search, step", step, self.settings.steps)
             live = [edit for edit in range(self.edits) if edit not in found]
             last = step == self.settings.steps
+            contexts = [self.drawn(edit, everything=last) for edit in live]
             with torch.set_grad_enabled(not last), using(None if last else self.products):
-                loss = self.loss(live, [self.drawn(edit, everything=last) for edit in live])
+                loss = self.loss(live, contexts, None if last else self.fused)
             for edit, value in zip(live, self.verified(live, loss.detach()), strict=True):
                 if value < self.settings.stop_below or last:
                     found[edit] = self.target(edit, step, value)
@@ -219,12 +224,14 @@ class _Search:
         others = torch.randperm(contexts - 1, generator=self.generators[edit])[: wanted - 1] + 1
         return [0, *sorted(others.tolist())]
 
-    def loss(self, live: Sequence[int], contexts: Sequence[Sequence[int]]) -> Float[Tensor, " live"]:
+    def loss(
+        self, live: Sequence[int], contexts: Sequence[Sequence[int]], fused: Fused | None = None
+    ) -> Float[Tensor, " live"]:
         """What each live edit is searched by, over its contexts."""
         self.select(live, contexts)
         counts = torch.tensor([len(own) for own in contexts], device=self.handle.device)
         owner = torch.arange(len(live), device=counts.device).repeat_interleave(counts + 1)
-        hidden = self.batch.place.run(self.changes(live, owner))
+        hidden = self.batch.place.run(self.changes(live, owner), fused)
         ends = self.ends[[self.essence_row(edit) for edit in live]]
         nll, logits = self.batch.reads.nll_and_logits(self.handle, hidden, (counts + 1).cumsum(0) - 1, ends)
         mean = torch.zeros_like(nll[: len(live)]).index_add(0, owner, nll) / counts

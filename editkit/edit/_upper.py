@@ -17,6 +17,7 @@ from transformers import DynamicCache
 
 from editkit.blocks import after_change, lower, upper
 from editkit.forward import copied, rows_of, run, unembed
+from editkit.fused import Fused
 from editkit.handle import ModelHandle
 from editkit.hooks import traced
 from editkit.packs import prefixes
@@ -56,9 +57,15 @@ class Upper:
         """What the block gives when `mlp_out` gives `values + change`; differentiable in `change`."""
         return after_change(self.handle, self.layer, self.hidden, self.values, change)
 
-    def run(self, change: Float[Tensor, "rows length d_out"]) -> Float[Tensor, "rows length d_out"]:
-        """Hidden states after the final norm when `mlp_out` gives `values + change`; differentiable in `change`."""
-        model = upper(self.handle, self.layer, self.moved(change))
+    def run(
+        self, change: Float[Tensor, "rows length d_out"], fused: Fused | None = None
+    ) -> Float[Tensor, "rows length d_out"]:
+        """Hidden states after the final norm when `mlp_out` gives `values + change`; differentiable in `change`.
+        `fused` are the blocks above, if they can be run so."""
+        moved = self.moved(change)
+        if fused is not None and fused.reaches(self.mask.shape[1]):
+            return fused.run(moved, self.positions, self.mask, self.cache)
+        model = upper(self.handle, self.layer, moved)
         return run(model, self.ids, self.mask, self.positions, copied(self.cache))
 
     def rows(self, rows: Int[Tensor, " n"], width: int) -> Upper:
