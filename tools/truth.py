@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from truth_page import COLUMNS, KEPT, TABLE, Column, kept_page
+from truth_page import COLUMNS, KEPT, TABLE, TOKENS, Column, kept_page
 
 from editkit.files import write_text
 from editkit.operators import EDITS
@@ -32,7 +32,7 @@ from reports.spec import make_spec, resolved
 
 RUNS = Path("runs") / "truth"
 FACTS = 100
-WORDED = "generalization_accuracy"
+WORDED = "generalization_generation"
 PROBES = {
     "world": ("rewrite", "rephrase", "neighborhood", "multi_hop", "doubt", "fluency"),
     "counterfact": ("rewrite", "rephrase", "neighborhood", "fluency"),
@@ -94,14 +94,15 @@ def _measured(names: Sequence[str], source: str, facts: dict[str, Any]) -> list[
 def _row(audit: Audit, name: str, source: str) -> dict[str, Any]:
     changes: list[Change] = [change for change in audit.changes if change.operator == name]
     figures = [figure.row for figure in audit.figures if figure.operator == name]
+    asked = (*COLUMNS[source], *(TOKENS if source == "world" else ()))
     norms = [change.relative_norm for change in changes if change.relative_norm is not None]
     return {
         "operator": name,
         "model": audit.spec["model"]["name"],
         "of": len(audit.facts),
         "facts": len(changes),
-        "figures": {column.title: _figure(figures, column, "after") for column in COLUMNS[source]},
-        "before": {column.title: _figure(figures, column, "before") for column in COLUMNS[source]},
+        "figures": {column.title: _figure(figures, column, "after") for column in asked},
+        "before": {column.title: _figure(figures, column, "before") for column in asked},
         "wordings": {
             row.variant: _told(row.after) for row in figures if row.metric == WORDED and row.variant is not None
         },

@@ -28,12 +28,12 @@ class Column:
 TEXT = (Column("degenerate text", "degeneration"), Column("fluency", "fluency"))
 COLUMNS = {
     "world": (
-        Column("efficacy", "efficacy_accuracy"),
-        Column("generalization", "generalization_accuracy"),
-        Column("specificity", "specificity_accuracy"),
-        Column("portability", "portability_accuracy"),
-        Column("disputed", "doubt_accuracy", "level 1"),
-        Column("contradicted", "doubt_accuracy", "level 2"),
+        Column("efficacy", "efficacy_generation"),
+        Column("generalization", "generalization_generation"),
+        Column("specificity", "specificity_generation"),
+        Column("portability", "portability_generation"),
+        Column("disputed", "doubt_generation", "level 1"),
+        Column("contradicted", "doubt_generation", "level 2"),
         *TEXT,
     ),
     "counterfact": (
@@ -46,6 +46,10 @@ COLUMNS = {
         *TEXT,
     ),
 }
+TOKENS = tuple(
+    Column(f"{name}, tokens", f"{name}_accuracy")
+    for name in ("efficacy", "generalization", "specificity", "portability")
+)
 HEAD = """# How the edit operators do on real facts
 
 `{model}`, each fact edited by itself and rolled back; 95 % intervals, clustered by fact. Shares are of prompts; higher
@@ -62,11 +66,10 @@ HEADS = {
     "world": """
 ## Facts of the shipped base that the model knows
 
-Every token of the answer must be the most likely one: of the new object at the edit's own prompt (efficacy), in other
-wordings (generalization: paraphrases, questions, after other text, with slips of the pen …), of the old object at
-neighbours that had it before (specificity), of the new consequence in questions that need the fact (portability). Under
-doubt the answer is disputed and asked for again, or contradicted: the old object is asserted and the model made to
-agree.
+What the model writes must be the new object at the edit's own prompt (efficacy), in other wordings (generalization:
+paraphrases, questions, after other text, with slips of the pen …) and as the new consequence in questions that need the
+fact (portability), and the old object at neighbours where it was written before (specificity). Under doubt the answer
+is disputed and asked for again, or contradicted: the old object is asserted and the model made to agree.
 
 """,
     "counterfact": """
@@ -81,10 +84,17 @@ paraphrases begin with an unrelated sentence, as they do there.
 """,
 }
 
+BY_TOKENS = """
+### By the most likely token
+
+The same where every token of the answer must be the most likely one at once. No question counts as answered so that
+the model answers in a sentence ("The capital of …"): a fifth of the other wordings.
+
+"""
 WORDINGS = """
 ### Other wordings, one by one
 
-What generalization is made of.
+What generalization is made of, as written.
 
 """
 SEQUENTIAL = """
@@ -124,12 +134,18 @@ def page(alone: Mapping[str, Sequence[Row]], stacked: Sequence[Row]) -> str:
     for source, rows in alone.items():
         if rows:
             parts += [HEADS[source], _table(COLUMNS[source], rows)]
-        if any("wordings" in row for row in rows) and source == "world":
-            parts += [WORDINGS, _wordings([row for row in rows if "wordings" in row])]
+        if source == "world" and any("wordings" in row for row in rows):
+            full = [row for row in rows if "wordings" in row]
+            parts += [WORDINGS, _wordings(full), BY_TOKENS, _tokens(full)]
     if stacked:
         parts += [SEQUENTIAL, _sequence(stacked)]
     rulings = directions(alone.get("world", ()), stacked)
     return "".join([*parts, DIRECTIONS, _markdown(("expected", "here", "numbers"), rulings, numbers=False)])
+
+
+def _tokens(rows: Sequence[Row]) -> str:
+    cells = [(f"`{row['operator']}`", *(_share(row["figures"].get(c.title)) for c in TOKENS)) for row in rows]
+    return _markdown(("operator", *(column.metric.partition("_")[0] for column in TOKENS)), cells)
 
 
 def _wordings(rows: Sequence[Row]) -> str:

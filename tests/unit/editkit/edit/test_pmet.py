@@ -45,9 +45,9 @@ class Seen:
     upper = property(lambda self: self.inner.upper)
     outputs = property(lambda self: self.inner.outputs)
 
-    def run(self, changes):
+    def run(self, changes, fused=None):
         self.changes.append(changes.detach())
-        return self.inner.run(changes * torch.tensor([0.0 if self.frozen else 1.0, 1.0])[:, None, None])
+        return self.inner.run(changes * torch.tensor([0.0 if self.frozen else 1.0, 1.0])[:, None, None], fused)
 
     def rows(self, rows, width):
         return Seen(self.inner.rows(rows, width), self.frozen, self.changes)
