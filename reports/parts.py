@@ -219,7 +219,7 @@ class AuditSpec(_Part):
     model: ModelPart = ModelPart()
     facts: FactsPart = FactsPart()
     operators: tuple[OperatorPart, ...] = Field(default_factory=_default_operators)
-    probes: tuple[str, ...] = DEFAULT_PROBES
+    probes: tuple[str, ...] = Field(DEFAULT_PROBES, validate_default=True)  # a broken one is told of before any work
     claims: tuple[ClaimPart, ...] = Field(default_factory=_fitting_claims)
 
     @field_validator("probes")

@@ -205,6 +205,7 @@ def test_a_broken_extension_of_a_third_party_is_one_line(tmp_path, kind):
     )  # fmt: skip
     assert done.returncode == 4, done.stderr
     assert "Traceback" not in done.stderr
+    assert "Loading" not in done.stderr
     assert f"the extension 'bad' of mine (editkit.{kind}) cannot be loaded: ModuleNotFoundError" in done.stderr
 
 

@@ -429,11 +429,11 @@ def test_patches_that_it_cannot_see_through_are_named(handle):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["ROME", "FT"])
-def test_on_the_real_model_the_edit_takes(real_handle, method):
+@pytest.mark.parametrize(("method", "hparams"), [("ROME", {"v_num_grad_steps": 8}), ("FT", {})])  # 20: a minute
+def test_on_the_real_model_the_edit_takes(real_handle, method, hparams):
     edit = Edit(Fact("the Eiffel Tower", "city", "Paris", "{} is located in the city of"), "Rome")
     before = real_handle.fingerprint()
-    patch = EasyEditor(method)(real_handle, [edit], seed=0)
+    patch = EasyEditor(method, hparams)(real_handle, [edit], seed=0)
     assert real_handle.fingerprint() == before
     with real_handle.patched(patch):
         [score] = score_pairs(real_handle, [(edit.fact.text, edit.target_new)])
