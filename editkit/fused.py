@@ -1,7 +1,7 @@
 """The upper blocks of a model in few operators, for searches on a CPU.
 
 A search runs the same frozen blocks on some hundred tokens, forth and back, thousands of times. Of the time that the
-model's own modules take for it on a CPU half goes into small operators between the products: copies to bfloat16 and
+model's own modules take for it on a CPU up to half goes into small operators between the products: copies to bfloat16 and
 back for each of seven matrices, keys repeated for each head, norms and rotations in a dozen steps each, and autograd's
 notes on all of them. Here a block is one function with its own backward pass: queries, keys and values are one product,
 gate and up another, norm weights are part of the matrices behind them, grouped heads share their keys, and padding goes

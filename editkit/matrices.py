@@ -26,7 +26,8 @@ class Matrix:
     plain product, for a weight that is soon done with."""
 
     def __init__(self, weight: Float[Tensor, "out in"], dtype: torch.dtype, *, lay_out: bool = True) -> None:
-        self._weight, self._dtype, self._lay_out = weight.detach(), dtype, lay_out
+        self._weight: Tensor | None = weight.detach()
+        self._dtype, self._lay_out = dtype, lay_out
         self._forth: Callable[[Tensor], Tensor] | None = None
         self._back: Callable[[Tensor], Tensor] | None = None
 
@@ -38,13 +39,24 @@ class Matrix:
 
     def forth(self, x: Float[Tensor, "*rows in"]) -> Float[Tensor, "*rows out"]:
         if self._forth is None:
-            self._forth = _product(self._weight, self._dtype, self._lay_out)
+            self._forth = _product(self._needed(), self._dtype, self._lay_out)
+            self._give_up()
         return self._forth(x)
 
     def back(self, grad: Float[Tensor, "*rows out"]) -> Float[Tensor, "*rows in"]:
         if self._back is None:
-            self._back = _product(self._weight.T, self._dtype, self._lay_out)
+            self._back = _product(self._needed().T, self._dtype, self._lay_out)
+            self._give_up()
         return self._back(grad)
+
+    def _needed(self) -> Tensor:
+        assert self._weight is not None
+        return self._weight
+
+    def _give_up(self) -> None:
+        """Both ways are laid out: the weight itself, perhaps a copy, is not needed any more."""
+        if self._forth is not None and self._back is not None:
+            self._weight = None
 
 
 class _Product(torch.autograd.Function):
