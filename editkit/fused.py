@@ -1,11 +1,11 @@
 """The upper blocks of a model in few operators, for searches on a CPU.
 
 A search runs the same frozen blocks on some hundred tokens, forth and back, thousands of times. Of the time that the
-model's own modules take for it on a CPU up to half goes into small operators between the products: copies to bfloat16 and
-back for each of seven matrices, keys repeated for each head, norms and rotations in a dozen steps each, and autograd's
-notes on all of them. Here a block is one function with its own backward pass: queries, keys and values are one product,
-gate and up another, norm weights are part of the matrices behind them, grouped heads share their keys, and padding goes
-through attention alone.
+model's own modules take for it on a CPU up to half goes into small operators between the products: copies to bfloat16
+and back for each of seven matrices, keys repeated for each head, norms and rotations in a dozen steps each, and
+autograd's notes on all of them. Here a block is one function with its own backward pass: queries, keys and values are
+one product, gate and up another, norm weights are part of the matrices behind them, grouped heads share their keys, and
+padding goes through attention alone.
 
 It serves blocks that are laid out as Llama's (Mistral's and Qwen 2's are). Whether one is, is not read off its name: it
 must say what the block's own modules say (`Fused.of`); where it does not, the search runs the modules.
