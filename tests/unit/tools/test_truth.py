@@ -6,7 +6,7 @@ import json
 
 import pytest
 from truth_directions import DIRECTIONS, Share, directions, rule
-from truth_page import KEPT, TABLE, kept_page
+from truth_page import COLUMNS, KEPT, TABLE, TOKENS, kept_page
 
 
 def share(value, half=0.05):
@@ -31,6 +31,8 @@ def test_kept_rows_are_of_what_their_file_says():
         kept = json.loads(file.read_text("utf-8"))
         assert kept["operator"] == file.stem
         assert 0 < kept["facts"] <= kept["of"]
+        asked = (*COLUMNS[file.parent.name], *(TOKENS if file.parent.name == "world" else ()))
+        assert [*kept["figures"]] == [column.title for column in asked], "measured by another protocol: make it anew"
 
 
 @pytest.mark.parametrize(
