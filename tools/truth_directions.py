@@ -88,7 +88,7 @@ DIRECTIONS: tuple[tuple[str, Ask], ...] = (
         "ROME, MEMIT and AlphaEdit reach more other wordings than FT-L",
         above("generalization", ("rome", "memit", "alphaedit"), "ft_l"),
     ),
-    ("IKE reaches more other wordings than any other operator", above_all("generalization", "ike")),
+    ("IKE reaches more other wordings than every other operator above", above_all("generalization", "ike")),
     ("… but gives way when the old object is asserted", within("ike", "generalization", "contradicted")),
     ("… more than ROME and MEMIT do", above("contradicted", ("rome", "memit"), "ike")),
     ("GRACE is specific (near 1)", near_one("specificity", "grace")),
