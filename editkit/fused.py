@@ -30,7 +30,7 @@ from editkit.matrices import Matrix
 from editkit.products import BFLOAT16, resolved, small_enough_to_lay_out
 
 TRIAL_TOKENS, TRIAL_NEAR = 5, 1e-4  # what a block is tried on, and how near, beside the largest entry, it must come
-TRIAL_NAMES = ("self_attn", "mlp", "input_layernorm", "post_attention_layernorm")
+CHILDREN = ("self_attn", "mlp", "input_layernorm", "post_attention_layernorm")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -157,7 +157,7 @@ def _weights(block: nn.Module, dtype: torch.dtype, *, lay_out: bool = True) -> _
     except AttributeError:
         return None
     linear = (queries, keys, values, out, gate, up, down)
-    if {*dict(block.named_children())} - {*TRIAL_NAMES} or any(type(each) is not nn.Linear for each in linear):
+    if {*dict(block.named_children())} - {*CHILDREN} or any(type(each) is not nn.Linear for each in linear):
         return None
     if any(each.bias is not None for each in (out, gate, up, down)) or second.variance_epsilon != eps:
         return None
@@ -250,7 +250,7 @@ class _Block(torch.autograd.Function):
         grad = grad + _through_norm(w.gate_up.back(_of_gate_up(w.down.back(grad.to(w.dtype)), gate_up)), y, second)
         seen = w.out.back(grad.to(w.dtype)).to(x.dtype).view(len(x), -1, w.width)
         given = _by_group(around.padded(seen), w)
-        scores = torch._softmax_backward_data(given @ v.transpose(-1, -2), shares, -1, x.dtype).mul_(w.scale)
+        scores = _through_softmax(given @ v.transpose(-1, -2), shares).mul_(w.scale)
         to_own = scores[..., -around.length :].transpose(-1, -2), shares[..., -around.length :].transpose(-1, -2)
         of_k, of_v = ((to @ what).transpose(1, 2) for to, what in zip(to_own, (q, given), strict=True))
         padded = torch.cat([_by_head(scores @ k, w), of_k, of_v], 2)
@@ -268,6 +268,12 @@ def _through_norm(grad: Tensor, x: Tensor, inverse: Tensor) -> Tensor:
     normed, grad = x * inverse, grad.to(x.dtype)
     along = (grad * normed).mean(-1, keepdim=True)
     return torch.addcmul(grad, normed, along, value=-1).mul_(inverse)
+
+
+def _through_softmax(grad: Tensor, shares: Tensor) -> Tensor:
+    """The gradient of what shares are given, as that of the scores."""
+    grad = grad * shares
+    return torch.addcmul(grad, shares, grad.sum(-1, keepdim=True), value=-1)
 
 
 def _of_gate_up(grad: Tensor, gate_up: Tensor) -> Tensor:

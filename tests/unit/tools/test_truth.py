@@ -41,6 +41,7 @@ def test_kept_rows_are_of_what_their_file_says():
         ([(share(0.8), share(0.5))], "supported"),
         ([(share(0.5), share(0.8))], "not supported"),
         ([(share(0.5), share(0.55))], "not decided"),
+        ([(share(0.55), share(0.5))], "not decided"),
         ([(share(0.8), share(0.5)), (share(0.5), share(0.55))], "not decided"),
         ([(share(0.8), share(0.5)), (share(0.5), share(0.8))], "not supported"),
         ([(share(0.8), share(0.5)), (share(0.8), None)], "not measured"),
