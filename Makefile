@@ -20,8 +20,10 @@ bench: $(VENV)/.installed-test  ## measurements; never part of the tests
 	$(RUN)/python tests/bench/bench_stack.py 200
 	$(RUN)/python tests/bench/bench_unlearn.py $(ARGS)
 
-truth: $(VENV)/.installed-test  ## docs/truth.md: the named operators on 100 facts each, some 10 minutes an operator
-	$(RUN)/python tools/truth.py $(ARGS)
+truth: $(VENV)/.installed-test  ## docs/truth.md, the named operators or all: 15 minutes an operator and as much for its sequence
+	$(RUN)/python tools/truth.py $(or $(ARGS),all)
+	$(RUN)/python tests/bench/bench_sequential.py $(ARGS) --out docs/truth/sequential
+	$(RUN)/python tools/truth.py
 
 docs: $(VENV)/.installed-test  ## write the generated parts of the README anew
 	$(RUN)/python tools/readme.py

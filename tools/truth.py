@@ -1,6 +1,7 @@
 """The tables of docs/truth.md: how every edit operator does on real facts in the embedded model.
 
     python tools/truth.py rome memit …                        # audits these (it resumes), keeps docs/truth/world/*.json
+    python tools/truth.py all                                 # every edit operator there is: some hours
     python tools/truth.py --counterfact FILE rome memit …     # the same on facts of CounterFact, in its authors' format
     python tools/truth.py [--check]                           # only writes the page, from what is kept, or checks it
 
@@ -14,14 +15,15 @@ import argparse
 import json
 import statistics
 import sys
-from collections.abc import Sequence
-from datetime import UTC, datetime
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from truth_page import COLUMNS, KEPT, TABLE, TOKENS, Column, kept_page
+from truth_parts import PARTS, Part, counts, knew, of_variant, shares
 
+from editkit.facts import fill
 from editkit.files import write_text
 from editkit.operators import EDITS
 from probes.estimate import Estimate
@@ -31,6 +33,7 @@ from reports.record import Audit, Change
 from reports.spec import make_spec, resolved
 
 RUNS = Path("runs") / "truth"
+ALL = "all"
 FACTS = 100
 WORDED = "generalization_generation"
 PROBES = {
@@ -41,7 +44,7 @@ PROBES = {
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("operators", nargs="*", choices=[[], *EDITS.names()], metavar="OPERATOR")
+    options.add_argument("operators", nargs="*", choices=[[], ALL, *EDITS.names()], metavar="OPERATOR")
     options.add_argument("--facts", type=int, default=FACTS)
     options.add_argument("--counterfact", type=Path, metavar="FILE")
     options.add_argument("--check", action="store_true")
@@ -49,7 +52,8 @@ def main() -> None:
     source = "counterfact" if given.counterfact else "world"
     facts = {"n": given.facts} | (_counterfact(given.counterfact) if given.counterfact else {})
     if given.operators:
-        for row in _measured(given.operators, source, facts):
+        names = sorted(EDITS.names()) if ALL in given.operators else given.operators
+        for row in _measured(names, source, facts):
             write_text(KEPT / source / f"{row['operator']}.json", json.dumps(row, indent=1) + "\n")
     if given.check:
         sys.exit(TABLE.read_text("utf-8") != kept_page())
@@ -87,7 +91,8 @@ def _measured(names: Sequence[str], source: str, facts: dict[str, Any]) -> list[
     """A row for each operator, of one audit: the unchanged model is asked once for all."""
     parts = [{"name": name, "arms": ["single"]} for name in names]
     spec = resolved(make_spec({"facts": facts, "operators": parts, "probes": list(PROBES[source])}))
-    audit = run(spec, RUNS / source / "-".join(names), command="make truth")
+    folder = "-".join(names) if len(names) < len(EDITS.names()) else ALL
+    audit = run(spec, RUNS / source / folder, command=f"python tools/truth.py {' '.join(names)}")
     return [_row(audit, name, source) for name in names]
 
 
@@ -95,6 +100,11 @@ def _row(audit: Audit, name: str, source: str) -> dict[str, Any]:
     changes: list[Change] = [change for change in audit.changes if change.operator == name]
     figures = [figure.row for figure in audit.figures if figure.operator == name]
     asked = (*COLUMNS[source], *(TOKENS if source == "world" else ()))
+    verdicts = [each.verdict for each in audit.judged if each.operator == name]
+    own = {fact.id: fill(fact.prompt, fact.subject) for fact in audit.facts}
+    wordings = {row.variant: _told(row.after) for row in figures if row.metric == WORDED and row.variant is not None}
+    cuts = {column.title: Part(column.metric, of_variant(column.variant)) for column in COLUMNS[source]}
+    cuts |= {each: Part(WORDED, of_variant(each)) for each in wordings} | PARTS
     norms = [change.relative_norm for change in changes if change.relative_norm is not None]
     return {
         "operator": name,
@@ -103,22 +113,27 @@ def _row(audit: Audit, name: str, source: str) -> dict[str, Any]:
         "facts": len(changes),
         "figures": {column.title: _figure(figures, column, "after") for column in asked},
         "before": {column.title: _figure(figures, column, "before") for column in asked},
-        "wordings": {
-            row.variant: _told(row.after) for row in figures if row.metric == WORDED and row.variant is not None
-        },
+        "wordings": wordings,
+        "parts": _all_told(shares(PARTS, verdicts, own) | counts(verdicts)) if source == "world" else {},
+        "knew": _all_told(knew(cuts, verdicts, own)) if source == "world" else {},
+        "relations": dict(Counter(fact.relation for fact in audit.facts).most_common()),
         "norm": statistics.median(norms) if norms else None,
         "seconds": statistics.mean(change.seconds for change in changes),
-        "threads": torch.get_num_threads(),
+        "threads": audit.environment["threads"],
         "settings": dict(changes[0].settings),
         "settings_source": changes[0].settings_source,
         "environment": dict(audit.environment),
-        "day": datetime.now(UTC).date().isoformat(),
+        "day": audit.started[:10],
     }
 
 
 def _figure(rows: Sequence[Row], column: Column, side: str) -> list[float | None] | None:
     own = (r for r in rows if (r.metric, r.variant, r.stratum) == (column.metric, column.variant, None))
     return _told(next((getattr(row, side) for row in own), None))
+
+
+def _all_told(estimates: Mapping[str, Estimate]) -> dict[str, list[float | None] | None]:
+    return {name: _told(estimate) for name, estimate in estimates.items()}
 
 
 def _told(estimate: Estimate | None) -> list[float | None] | None:

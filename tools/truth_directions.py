@@ -82,6 +82,10 @@ def outlasts(operator: str, other: str, figure: str) -> Ask:
     return lambda kept: [(kept.after(operator, many, figure), kept.after(other, many, figure))]
 
 
+def near_one_after(operator: str, figure: str) -> Ask:
+    return lambda kept: [(kept.after(operator, STACKS[1], figure), Share("", NEAR, NEAR, NEAR))]
+
+
 DIRECTIONS: tuple[tuple[str, Ask], ...] = (
     ("ROME, MEMIT and AlphaEdit: efficacy near 1", near_one("efficacy", "rome", "memit", "alphaedit")),
     (
@@ -89,8 +93,9 @@ DIRECTIONS: tuple[tuple[str, Ask], ...] = (
         above("generalization", ("rome", "memit", "alphaedit"), "ft_l"),
     ),
     ("IKE reaches more other wordings than every other operator above", above_all("generalization", "ike")),
-    ("… but gives way when the old object is asserted", within("ike", "generalization", "contradicted")),
-    ("… more than ROME and MEMIT do", above("contradicted", ("rome", "memit"), "ike")),
+    ("… but gives way when its answer is disputed", within("ike", "generalization", "disputed")),
+    ("… and when the old object is asserted", within("ike", "generalization", "contradicted")),
+    ("… then more than ROME and MEMIT do", above("contradicted", ("rome", "memit"), "ike")),
     ("GRACE is specific (near 1)", near_one("specificity", "grace")),
     ("… and does not generalize: ROME reaches more other wordings", above("generalization", ("rome",), "grace")),
     ("ROME decays under hundreds of edits: retention falls", decays("rome", "retention")),
@@ -100,6 +105,7 @@ DIRECTIONS: tuple[tuple[str, Ask], ...] = (
         outlasts("alphaedit", "rome", "retention"),
     ),
     ("… and more is left of what the model knew besides", outlasts("alphaedit", "rome", "collateral")),
+    ("… all but everything (near 1)", near_one_after("alphaedit", "collateral")),
 )
 
 

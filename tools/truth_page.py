@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from truth_directions import directions
+from truth_directions import NEAR, directions
+from truth_parts import TITLES
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 KEPT, TABLE = DOCS / "truth", DOCS / "truth.md"
 
 Row = Mapping[str, Any]
+KNOWS = "knows"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +49,12 @@ COLUMNS = {
         *TEXT,
     ),
 }
-TOKENS = tuple(
-    Column(f"{name}, tokens", f"{name}_accuracy")
-    for name in ("efficacy", "generalization", "specificity", "portability")
+TOKENS = (
+    Column("efficacy, tokens", "efficacy_accuracy"),
+    Column("generalization, tokens", "generalization_accuracy"),
+    Column("questions, tokens", "generalization_accuracy", "question"),
+    Column("specificity, tokens", "specificity_accuracy"),
+    Column("portability, tokens", "portability_accuracy"),
 )
 HEAD = """# How the edit operators do on real facts
 
@@ -58,9 +64,9 @@ the pairs and triples of words in drawn texts of 50 tokens, in bits: what counts
 The norm is that of the change beside the weights', median over facts; the time is that of one edit, found together with
 the others where the operator can, on the threads named and beside other work: ratios of ten per cent say nothing.
 
-Made by `make truth`, or by `python tools/truth.py OPERATOR …` for some: each row says of what day it is. Presets for
-this model were chosen on a handful of facts of the shipped base, some of them among these. Where an operator could not
-edit a fact, the row says for how many it could.
+Made by `make truth`, hours, or by `python tools/truth.py OPERATOR …` for some: each row says of what day it is. Presets
+for this model were chosen on a handful of facts of the shipped base, some of them among these; where each comes from
+stands below. Where an operator could not edit a fact, the row says for how many it could.
 """
 HEADS = {
     "world": """
@@ -70,6 +76,10 @@ What the model writes must be the new object at the edit's own prompt (efficacy)
 paraphrases, questions, after other text, with slips of the pen …) and as the new consequence in questions that need the
 fact (portability), and the old object at neighbours where it was written before (specificity). Under doubt the answer
 is disputed and asked for again, or contradicted: the old object is asserted and the model made to agree.
+
+How much could be had: "knows" is the share of the same prompts at which the unchanged model writes the old object.
+Where it does not understand a wording itself, little can be asked of an edit. The facts:
+{relations}.
 
 """,
     "counterfact": """
@@ -87,31 +97,46 @@ paraphrases begin with an unrelated sentence, as they do there.
 BY_TOKENS = """
 ### By the most likely token
 
-The same where every token of the answer must be the most likely one at once. No question counts as answered so that
-the model answers in a sentence ("The capital of …"): a fifth of the other wordings.
+The same where every token of the answer must be the most likely one, under teacher forcing. An answer in a sentence
+("The capital of …") is wrong by this count, and questions, a fifth of the other wordings, are answered so.
 
 """
 WORDINGS = """
 ### Other wordings, one by one
 
-What generalization is made of, as written.
+What generalization is made of, as written: a gap to fill (cloze), the prompt after a sentence of introduction (context)
+or after one about something else (distractor), asked politely, in other letters (casing), with one slip of the pen.
+
+"""
+GIVES_WAY = """
+### Where it gives way
+
+The prompt in other letters; neighbours by whether they are of the edited relation; what follows, for the official
+language of a country and for all others; at how many neighbours the edit's new object is written (lower is better); and
+how many of the drawn texts end after two words or fewer.
+
+"""
+SETTINGS = """
+### Settings
+
+Those of the preset for this model, and where it has them from.
 
 """
 SEQUENTIAL = """
 ## Edits one on top of the other
 
-Each edit is made on the model as those before it left it; facts that the model knows come first, then others. Retention
-is the share of all edits so far whose new object is the most likely at the edit's own prompt, elsewhere the same in
-another wording, collateral the share of a hundred facts about other subjects that the unchanged model knew and that it
-still knows. The norm is that of all changes beside the weights'. Made by `python tests/bench/bench_sequential.py
-OPERATOR … --out docs/truth/sequential`.
+Each edit is made on the model as those before it left it; facts that the model knows come first{known}.
+Retention is the share of all edits so far whose new object is the most likely at the edit's own prompt, elsewhere the
+same in another wording, collateral the share of a hundred facts about other subjects that the unchanged model knew and
+that it still knows. The norm is that of all changes beside the weights'. Made by `make truth`, or by
+`python tests/bench/bench_sequential.py OPERATOR … --out docs/truth/sequential` for some.
 
 """
 DIRECTIONS = """
 ## What the literature expects
 
 Ruled by the rows above: *supported* where the intervals lie apart the way that is expected, *not supported* where they
-lie apart the other way, *not decided* where they overlap.
+lie apart the other way, *not decided* where they overlap. "Near 1" is an interval above {near}.
 
 """
 
@@ -124,7 +149,27 @@ def kept_page(folder: Path = KEPT) -> str:
     stacks = [file.read_text("utf-8").splitlines() for file in sorted((folder / "sequential").glob("*.jsonl"))]
     notes = folder / "notes.md"
     made = page(alone, [json.loads(line) for lines in stacks for line in lines])
-    return made + ("\n" + notes.read_text("utf-8") if notes.exists() else "")
+    return made + ("\n" + filled(notes.read_text("utf-8"), alone["world"]) if notes.exists() else "")
+
+
+def filled(text: str, rows: Sequence[Row]) -> str:
+    """The text with each `{operator/share}` as per cent, so that no number in it can be older than its row; `knows` is
+    the unchanged model with the old object."""
+    by_name = {row["operator"]: row for row in rows}
+
+    def number(match: re.Match[str]) -> str:
+        operator, share = match[1], match[2]
+        if operator == KNOWS:
+            found = next(row["knew"] for row in rows)
+        else:
+            row = by_name[operator]
+            found = row["figures"] | row["wordings"] | row["parts"]
+        value = found[share][0]
+        return (
+            f"{100 * value:.1f} %" if 0 < value < 0.01 else f"{100 * float(f'{value:.2f}'):.0f} %"
+        )  # as in the tables
+
+    return re.sub(r"\{(\w+)/([^}]+)\}", number, text)
 
 
 def page(alone: Mapping[str, Sequence[Row]], stacked: Sequence[Row]) -> str:
@@ -133,26 +178,52 @@ def page(alone: Mapping[str, Sequence[Row]], stacked: Sequence[Row]) -> str:
     parts = [HEAD.format(model=model)]
     for source, rows in alone.items():
         if rows:
-            parts += [HEADS[source], _table(COLUMNS[source], rows)]
-        if source == "world" and any("wordings" in row for row in rows):
-            full = [row for row in rows if "wordings" in row]
-            parts += [WORDINGS, _wordings(full), BY_TOKENS, _tokens(full)]
+            parts += [HEADS[source].format(relations=_relations(rows)), _table(COLUMNS[source], rows)]
+        if rows and source == "world":
+            names = tuple(dict.fromkeys(name for row in rows for name in row["wordings"]))
+            parts += [WORDINGS, _shares("wordings", names, rows), GIVES_WAY, _shares("parts", TITLES, rows)]
+            parts += [BY_TOKENS, _tokens(rows), SETTINGS, _settings(rows)]
     if stacked:
-        parts += [SEQUENTIAL, _sequence(stacked)]
+        parts += [SEQUENTIAL.format(known=_known(stacked)), _sequence(stacked)]
     rulings = directions(alone.get("world", ()), stacked)
-    return "".join([*parts, DIRECTIONS, _markdown(("expected", "here", "numbers"), rulings, numbers=False)])
+    return "".join(
+        [*parts, DIRECTIONS.format(near=NEAR), _markdown(("expected", "here", "numbers"), rulings, numbers=False)]
+    )
 
 
 def _tokens(rows: Sequence[Row]) -> str:
     cells = [(f"`{row['operator']}`", *(_share(row["figures"].get(c.title)) for c in TOKENS)) for row in rows]
-    return _markdown(("operator", *(column.metric.partition("_")[0] for column in TOKENS)), cells)
+    return _markdown(("operator", *(column.title.partition(",")[0] for column in TOKENS)), cells)
 
 
-def _wordings(rows: Sequence[Row]) -> str:
-    """A column a wording of the probe `rephrase`."""
-    names = list(dict.fromkeys(name for row in rows for name in row["wordings"]))
-    cells = [(f"`{row['operator']}`", *(_share(row["wordings"].get(name)) for name in names)) for row in rows]
+def _shares(what: str, names: Sequence[str], rows: Sequence[Row]) -> str:
+    """A column a name of what each row tells, below what the unchanged model knows at the same prompts."""
+    largest = max(rows, key=lambda row: int(row["of"]))
+    cells = [
+        ("prompts", *(_prompts([row[what].get(name) for row in rows]) for name in names)),
+        (KNOWS, *(_share(largest["knew"].get(name)) for name in names)),
+        *((f"`{row['operator']}`", *(_share(row[what].get(name)) for name in names)) for row in rows),
+    ]
     return _markdown(("operator", *names), cells)
+
+
+def _settings(rows: Sequence[Row]) -> str:
+    cells = [(f"`{row['operator']}`", row["settings_source"].replace("|", "\\|")) for row in rows]
+    return _markdown(("operator", "from"), cells, numbers=False)
+
+
+def _relations(rows: Sequence[Row]) -> str:
+    largest = max(rows, key=lambda row: int(row["of"]))
+    return ", ".join(f"{number} {name}" for name, number in largest["relations"].items())
+
+
+def _known(stacked: Sequence[Row]) -> str:
+    told = max((row for row in stacked if "known" in row), key=lambda row: int(row["edits"]), default=None)
+    return f" ({told['known']} of {told['edits']})" if told else ""
+
+
+def _prompts(figures: Sequence[Any]) -> str:
+    return str(max((figure[3] for figure in figures if figure is not None), default=0))
 
 
 def _sequence(rows: Sequence[Row]) -> str:
@@ -187,16 +258,11 @@ def _sequence(rows: Sequence[Row]) -> str:
 def _table(columns: Sequence[Column], rows: Sequence[Row]) -> str:
     titles = ("operator", *(column.title for column in columns), "norm", "s an edit", "threads", "facts", "day")
     largest = max(rows, key=lambda row: int(row["of"]))
-    unchanged = [
-        "unchanged",
-        *(_share(largest["before"].get(c.title)) for c in columns),
-        "",
-        "",
-        "",
-        str(largest["of"]),
-        "",
-    ]
-    cells = [unchanged, *(_cells(columns, row) for row in rows)]
+    asked = ["prompts", *(_prompts([row["figures"].get(c.title) for row in rows]) for c in columns)]
+    unchanged = ["unchanged", *(_share(largest["before"].get(c.title)) for c in columns)]
+    knows = [KNOWS, *(_share(largest["knew"].get(c.title)) for c in columns)]
+    above = [asked, unchanged, *([knows] if largest["knew"] else [])]
+    cells = [*([*row, *[""] * (len(titles) - len(row))] for row in above), *(_cells(columns, row) for row in rows)]
     return _markdown(titles, cells)
 
 

@@ -50,12 +50,13 @@ def main() -> None:
     options.add_argument("--out", type=Path)
     given = options.parse_args()
     handle = ModelHandle.load(given.model)
-    records, others = _facts(handle, given.edits)
+    records, others, known = _facts(handle, given.edits)
     rows = []
     for name in given.operators:
         own = []
         for row in _sequence(handle, name, records, others):
-            own.append(row | {"threads": torch.get_num_threads(), "day": datetime.now(UTC).date().isoformat()})
+            row |= {"known": sum(known[: row["edits"]]), "threads": torch.get_num_threads()}
+            own.append(row | {"day": datetime.now(UTC).date().isoformat()})
             print(json.dumps(row), flush=True)  # what there is so far, should it be killed
             if given.out:
                 write_text(given.out / f"{name}.jsonl", "".join(f"{json.dumps(each)}\n" for each in own))
@@ -63,15 +64,14 @@ def main() -> None:
     Console(width=140).print(_table(rows))
 
 
-def _facts(handle: ModelHandle, number: int) -> tuple[list[EditRecord], list[Pair]]:
-    """The edits, and known facts about other subjects."""
+def _facts(handle: ModelHandle, number: int) -> tuple[list[EditRecord], list[Pair], list[bool]]:
+    """The edits, known facts about other subjects, and which of the edited facts the model knows."""
     base, (ordered, ids) = load("world"), _in_order(handle)
     held = [entry for entry in ordered if entry.id in ids][1::4][:OTHERS]
     subjects = {entry.fact.subject for entry in held}
     usable = [entry for entry in ordered if entry.fact.subject not in subjects][:number]
     records = [base.edit_record(entry, seed=0, known=ids) for entry in usable]
-    print(f"{sum(e.id in ids for e in usable)} of {len(usable)} edits are of facts that the model knows", flush=True)
-    return records, [(entry.fact.text, entry.fact.object) for entry in held]
+    return records, [(entry.fact.text, entry.fact.object) for entry in held], [entry.id in ids for entry in usable]
 
 
 def known_records(handle: ModelHandle, number: int) -> list[EditRecord]:

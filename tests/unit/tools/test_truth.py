@@ -6,7 +6,8 @@ import json
 
 import pytest
 from truth_directions import DIRECTIONS, Share, directions, rule
-from truth_page import COLUMNS, KEPT, TABLE, TOKENS, kept_page
+from truth_page import COLUMNS, KEPT, KNOWS, TABLE, TOKENS, filled, kept_page
+from truth_parts import TITLES
 
 
 def share(value, half=0.05):
@@ -33,6 +34,24 @@ def test_kept_rows_are_of_what_their_file_says():
         assert 0 < kept["facts"] <= kept["of"]
         asked = (*COLUMNS[file.parent.name], *(TOKENS if file.parent.name == "world" else ()))
         assert [*kept["figures"]] == [column.title for column in asked], "measured by another protocol: make it anew"
+        assert [*kept["parts"]] == ([*TITLES] if file.parent.name == "world" else []), "make it anew"
+
+
+def test_a_share_in_a_text_is_the_rows_rounded_as_in_the_tables():
+    rows = [
+        {
+            "operator": "rome",
+            "figures": {"efficacy": [0.885]},
+            "wordings": {"typo": [0.025]},
+            "parts": {"a, b": [0.004]},
+        }
+    ]
+    rows[0]["knew"] = {"typo": [0.5]}
+    text = "{rome/efficacy} {rome/typo} {rome/a, b} {" + KNOWS + "/typo}"
+    assert filled(text, rows) == "89 % 3 % 0.4 % 50 %" == filled(text, rows * 2)
+    for unknown in ("{memit/typo}", "{rome/cloze}"):
+        with pytest.raises(KeyError):
+            filled(unknown, rows)
 
 
 @pytest.mark.parametrize(
@@ -55,14 +74,14 @@ def test_intervals_that_lie_apart_decide(pairs, ruling):
 def test_each_direction_can_be_supported_and_contradicted():
     """On rows made to be as the literature has it, and on rows that are its opposite."""
     names = {"rome": 0.7, "memit": 0.7, "alphaedit": 0.7, "ft_l": 0.4, "ike": 0.9, "grace": 0.1}
-    doubt = {"ike": 0.05}
+    doubt = {name: 0.05 if name == "ike" else 0.3 for name in names}
     good = [
-        row(name, efficacy=0.97, generalization=general, specificity=0.97, contradicted=doubt.get(name, 0.3))
-        for name, general in names.items()
+        row(name, efficacy=0.97, generalization=names[name], specificity=0.97, disputed=of, contradicted=of)
+        for name, of in doubt.items()
     ]
     bad = [
-        row(name, efficacy=0.3, generalization=1 - general, specificity=0.3, contradicted=1 - doubt.get(name, 0.3))
-        for name, general in names.items()
+        row(name, efficacy=0.3, generalization=1 - names[name], specificity=0.3, disputed=1 - of, contradicted=1 - of)
+        for name, of in doubt.items()
     ]
     long = [after(name, n, retention=v, collateral=v) for name, n, v in STACK]
     short = [after(name, n, retention=1 - v, collateral=1 - v) for name, n, v in STACK]
@@ -72,4 +91,4 @@ def test_each_direction_can_be_supported_and_contradicted():
     assert {ruling for _, ruling, _ in directions([], [])} == {"not measured"}
 
 
-STACK = [("rome", 10, 0.9), ("rome", 300, 0.1), ("alphaedit", 10, 0.9), ("alphaedit", 300, 0.8)]
+STACK = [("rome", 10, 0.9), ("rome", 300, 0.1), ("alphaedit", 10, 0.97), ("alphaedit", 300, 0.97)]
