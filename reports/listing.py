@@ -105,4 +105,5 @@ def show(what: str) -> None:
         near = difflib.get_close_matches(what, LISTS) or list(LISTS)
         raise InputError(f"nothing to list under {what!r}; there is {', '.join(near)}")
     columns, rows = LISTS[what]()
-    table(what, columns, rows)
+    short = [[cell.replace("https://arxiv.org/abs/", "arXiv:") for cell in row] for row in rows]  # a whole line else
+    table(what, columns, short)

@@ -7,8 +7,12 @@ from __future__ import annotations
 
 import re
 import sys
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
+
+from truth_page import KEPT, kept_rows
+from truth_page import filled as numbered
 
 from editkit.files import write_text
 from reports.listing import LISTS
@@ -34,7 +38,14 @@ def claims() -> str:
     return "\n".join(lines)
 
 
-PARTS: dict[str, Callable[[], str]] = {"claims": claims} | {
+def truth() -> str:
+    """What docs/truth.md says in short."""
+    alone, stacked = kept_rows()
+    text = numbered((KEPT / "summary.md").read_text("utf-8"), alone["world"], stacked)
+    return textwrap.fill(text, 120, break_on_hyphens=False, break_long_words=False)
+
+
+PARTS: dict[str, Callable[[], str]] = {"claims": claims, "truth": truth} | {
     name: (lambda name=name: markdown_table(name)) for name in LISTS
 }
 

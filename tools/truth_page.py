@@ -143,33 +143,38 @@ lie apart the other way, *not decided* where they overlap. "Near 1" is an interv
 
 def kept_page(folder: Path = KEPT) -> str:
     """The page, from the rows in a folder; `notes.md` there is its last section."""
+    alone, stacked = kept_rows(folder)
+    notes = folder / "notes.md"
+    told = "\n" + filled(notes.read_text("utf-8"), alone["world"], stacked) if notes.exists() else ""
+    return page(alone, stacked) + told
+
+
+def kept_rows(folder: Path = KEPT) -> tuple[dict[str, list[Row]], list[Row]]:
+    """The rows of edits alone, by source, and of edits one on top of the other."""
     alone = {
         name: [json.loads(file.read_text("utf-8")) for file in sorted((folder / name).glob("*.json"))] for name in HEADS
     }
     stacks = [file.read_text("utf-8").splitlines() for file in sorted((folder / "sequential").glob("*.jsonl"))]
-    notes = folder / "notes.md"
-    made = page(alone, [json.loads(line) for lines in stacks for line in lines])
-    return made + ("\n" + filled(notes.read_text("utf-8"), alone["world"]) if notes.exists() else "")
+    return alone, [json.loads(line) for lines in stacks for line in lines]
 
 
-def filled(text: str, rows: Sequence[Row]) -> str:
+def filled(text: str, rows: Sequence[Row], stacked: Sequence[Row] = ()) -> str:
     """The text with each `{operator/share}` as per cent, so that no number in it can be older than its row; `knows` is
-    the unchanged model with the old object."""
-    by_name = {row["operator"]: row for row in rows}
+    the unchanged model with the old object, `operator@100` the operator after as many edits."""
+    found: dict[str, Mapping[str, Any]] = {
+        row["operator"]: row["figures"] | row["wordings"] | row["parts"] for row in rows
+    }
+    found |= {f"{row['operator']}@{row['edits']}": row for row in stacked}
+    if rows:
+        found[KNOWS] = rows[0]["knew"]
 
     def number(match: re.Match[str]) -> str:
-        operator, share = match[1], match[2]
-        if operator == KNOWS:
-            found = next(row["knew"] for row in rows)
-        else:
-            row = by_name[operator]
-            found = row["figures"] | row["wordings"] | row["parts"]
-        value = found[share][0]
-        return (
-            f"{100 * value:.1f} %" if 0 < value < 0.01 else f"{100 * float(f'{value:.2f}'):.0f} %"
-        )  # as in the tables
+        value = found[match[1]][match[2]][0]
+        if 0 < value < 0.01:
+            return f"{100 * value:.1f} %"
+        return f"{100 * float(f'{value:.2f}'):.0f} %"  # rounded as in the tables
 
-    return re.sub(r"\{(\w+)/([^}]+)\}", number, text)
+    return re.sub(r"\{([\w@]+)/([^}]+)\}", number, text)
 
 
 def page(alone: Mapping[str, Sequence[Row]], stacked: Sequence[Row]) -> str:

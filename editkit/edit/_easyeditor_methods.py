@@ -102,7 +102,7 @@ UNABLE: Mapping[str, str] = {
     **dict.fromkeys(("MEND", "SERAC", "MALMEN"), TRAINED),
     **dict.fromkeys(("GRACE", "WISE", "MELO", "DEFER"), BESIDE),
     **dict.fromkeys(("FT-Api", "DeepEdit-Api"), "it sends the facts to a paid service"),
-    **dict.fromkeys(("PMET", "KN", "EAMET", "SPHERE", "CORE", "ULTRAEDIT", "SimIE", "DINM"), NOT_ADAPTED),
+    **dict.fromkeys(("MEMIT-FE", "PMET", "KN", "EAMET", "SPHERE", "CORE", "ULTRAEDIT", "SimIE", "DINM"), NOT_ADAPTED),
 }
 
 # What the bridge says itself: it follows from the handle, or from moments that are measured here.

@@ -6,8 +6,10 @@ EasyEdit is run through the operator `easyeditor`: the release on PyPI (ROME, ME
 (AlphaEdit too), which is what its users have. First one edit alone: ours with all contexts in every step ("same
 settings") and with the preset, each in float32 and in the products that the CPU is fast at. A target is "held" as far
 as it is likely after contexts that neither search has seen. EasyEdit samples its contexts once a process, the operator
-once a call: its time is what an edit adds to a call that makes another one first. Then FACTS facts (100) in one change, beside one at a time.
-The floor is the arithmetic of the searched rows at the rate of products measured on the same threads.
+once a call: its time is what an edit adds to a call that makes another one first. Then FACTS facts (100) in one change,
+beside a few of them that EasyEdit changes in one call, searching one after another (its time: what a fact more adds),
+and that we change one by one; "take" is the share whose new object is the most likely. The floor is the arithmetic of
+the searched rows at the rate of products measured on the same threads in the precision of the search.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-from bench_rome import FACTS, HELD_OUT_SEED, SEED, gemm_rate, step_flops
+from bench_rome import FACTS, HELD_OUT_SEED, SEED, LocateThenEdit, gemm_rate, step_flops, tokens_a_step
 from rich.console import Console
 from rich.table import Table
 
@@ -38,6 +40,8 @@ from editkit.patch import WeightPatch
 from editkit.scoring import score_pairs
 
 OTHER = Edit(Fact("Germany", "capital", "Berlin", "The capital of {} is"), "Lima")
+FEW = 6  # facts that are not changed together with a hundred others
+ROWS = 384  # tokens of a search of many facts that are run at once
 Arm = Callable[[Sequence[Edit]], WeightPatch]
 
 
@@ -46,7 +50,7 @@ def main() -> None:
     handle = ModelHandle.load(sys.argv[2] if len(sys.argv) > 2 else DEFAULT_MODEL)
     console = Console(width=120)
     console.print(_alone(handle))
-    print("facts in one change: method, arm, facts, s a fact, times faster, share that takes")
+    print("many facts: method, arm, facts, s a fact, times faster, floor s a fact, share that takes")
     for row in _together(handle, number):  # as they come: a hundred facts take minutes
         print(*row, sep=" | ", flush=True)
     console.print(f"{torch.get_num_threads()} threads")
@@ -55,12 +59,14 @@ def main() -> None:
 def _alone(handle: ModelHandle) -> Table:
     preset: ROME = configured("rome", handle)[0]
     held = Contexts().before(handle, HELD_OUT_SEED)[1:]
+    mine: dict[str, ROME] = {}
     arms = {"EasyEdit": ours(handle, configured("easyeditor", handle, {"method": "ROME"})[0])}
     for products in dict.fromkeys(("float32", "auto")):
         for drawn in dict.fromkeys((0, preset.target.tokens_per_step)):
             target = dataclasses.replace(preset.target, products=products, tokens_per_step=drawn)
             label = f"editkit, {products}, {drawn or 'all'} tokens a step"
-            arms[label] = ours(handle, dataclasses.replace(preset, target=target))
+            mine[label] = dataclasses.replace(preset, target=target)
+            arms[label] = ours(handle, mine[label])
     for arm in arms.values():  # contexts and moments are made, and everything is warm
         arm([OTHER])
     once = _timed(arms["EasyEdit"], [OTHER])[1]
@@ -75,20 +81,23 @@ def _alone(handle: ModelHandle) -> Table:
             with handle.patched(patch):
                 scores = score_pairs(handle, [(context + edit.fact.text, edit.target_new) for context in held])
             likely = sum(math.exp(score.logprob) for score in scores) / len(scores)
-            numbers = (f"{seconds:.1f}", f"{first / seconds:.1f}", _floor(handle, preset, edit, patch))
+            numbers = (f"{seconds:.1f}", f"{first / seconds:.1f}", _floor(handle, mine.get(label), edit, patch))
             table.add_row(edit.fact.subject, label, *numbers, f"{likely:.2f}")
     return table
 
 
-def _floor(handle: ModelHandle, operator: ROME, edit: Edit, patch: WeightPatch) -> str:
+def _floor(handle: ModelHandle, operator: ROME | None, edit: Edit, patch: WeightPatch) -> str:
     """Seconds that the steps of our searches must take; EasyEdit does not say how many it made."""
-    searches = patch.provenance.notes.get("searches")
-    if not searches:
+    if operator is None:
         return ""
-    settings = patch.provenance.settings["target"]
-    target = dataclasses.replace(operator.target, tokens_per_step=settings["tokens_per_step"])
-    own = dataclasses.replace(operator, target=target)
-    return f"{searches[0]['steps'] * step_flops(handle, own, edit) / gemm_rate(handle, own, edit):.1f}"
+    rate = gemm_rate(handle, operator, tokens_a_step(handle, operator, edit))
+    return f"{_flops(handle, operator, [edit], patch) / rate:.1f}"
+
+
+def _flops(handle: ModelHandle, operator: LocateThenEdit, edits: Sequence[Edit], patch: WeightPatch) -> float:
+    """Of the steps that the searches of a patch took."""
+    steps = [search["steps"] for search in patch.provenance.notes["searches"]]
+    return sum(each * step_flops(handle, operator, edit) for each, edit in zip(steps, edits, strict=True))
 
 
 def _together(handle: ModelHandle, number: int) -> Iterator[tuple[str, ...]]:
@@ -96,32 +105,38 @@ def _together(handle: ModelHandle, number: int) -> Iterator[tuple[str, ...]]:
     edits = [
         base.edit_record(entry, seed=SEED).edit for entry in base.editable[:: len(base.editable) // number][:number]
     ]
+    few = edits[:FEW]
     for method in ("MEMIT", "AlphaEdit"):
-        mine = ours(handle, configured(method.lower(), handle)[0])
-        peer = ours(handle, configured("easyeditor", handle, {"method": method})[0])
+        operator = configured(method.lower(), handle)[0]
+        mine, peer = ours(handle, operator), ours(handle, configured("easyeditor", handle, {"method": method})[0])
         mine(FACTS[:1])
         first = math.nan
-        for label, arm in (("EasyEdit, one after another", peer), ("editkit, one at a time", mine)):
-            try:
-                few, one = (
-                    (_timed(arm, edits[:count])[1] for count in (3, 1)) if arm is peer else (_each(arm, edits), 0.0)
-                )
-            except UnableError as error:
-                yield method, label, str(error)
-                continue
-            seconds = (few - one) / (2 if arm is peer else 3)
-            first = seconds if math.isnan(first) else first
-            yield method, label, "3", f"{seconds:.2f}", f"{first / seconds:.1f}"
+        try:
+            once = _timed(peer, few[:1])[1]
+            patch, seconds = _timed(peer, few)
+            first = (seconds - once) / (len(few) - 1)
+            yield method, "EasyEdit", str(len(few)), f"{first:.2f}", "1.0", "", _take(handle, [(patch, few)])
+        except UnableError as error:
+            yield method, "EasyEdit", str(error)
+        alone = [(*_timed(mine, [edit]), edit) for edit in few]
+        each = sum(seconds for _, seconds, _ in alone) / len(few)
+        first = each if math.isnan(first) else first
+        take = _take(handle, [(patch, [edit]) for patch, _, edit in alone])
+        yield method, "editkit, one at a time", str(len(few)), f"{each:.2f}", f"{first / each:.1f}", "", take
         patch, seconds = _timed(mine, edits)
+        each, rate = seconds / len(edits), gemm_rate(handle, operator, ROWS)
+        floor = _flops(handle, operator, edits, patch) / rate / len(edits)
+        numbers = (f"{each:.2f}", f"{first / each:.1f}", f"{floor:.2f}", _take(handle, [(patch, edits)]))
+        yield method, "editkit, all in one", str(number), *numbers
+
+
+def _take(handle: ModelHandle, changes: Sequence[tuple[WeightPatch, Sequence[Edit]]]) -> str:
+    """The share of all edits whose new object is the most likely with their patch on."""
+    right: list[bool] = []
+    for patch, edits in changes:
         with handle.patched(patch):
-            scores = score_pairs(handle, [(edit.fact.text, edit.target_new) for edit in edits])
-        took = sum(score.argmax for score in scores) / len(scores)
-        each = seconds / len(edits)
-        yield method, "editkit, all in one", str(number), f"{each:.2f}", f"{first / each:.1f}", f"{took:.2f}"
-
-
-def _each(arm: Arm, edits: Sequence[Edit]) -> float:
-    return sum(_timed(arm, [edit])[1] for edit in edits[:3])
+            right += [score.argmax for score in score_pairs(handle, [(e.fact.text, e.target_new) for e in edits])]
+    return f"{sum(right) / len(right):.2f}"
 
 
 def _timed(arm: Arm, edits: Sequence[Edit]) -> tuple[WeightPatch, float]:

@@ -3,8 +3,8 @@
     python tests/bench/bench_rome.py [MODEL]
 
 The floor counts the matrix products of the searched rows (forward, and again for the gradient of the input) in the
-blocks above the layer, at the GEMM rate measured on the same threads just before. It leaves out the one-time run of
-prefixes and lower blocks, attention and the unembedding.
+blocks above the layer, at the rate of such products measured on the same threads just before, in the precision of the
+search. It leaves out the one-time run of prefixes and lower blocks, attention and the unembedding.
 """
 
 from __future__ import annotations
@@ -20,13 +20,16 @@ from rich.console import Console
 from rich.table import Table
 
 from editkit.edit._locate_then_edit import Contexts
+from editkit.edit._many_layers import ManyLayers
 from editkit.edit._search import rows_of_edit
 from editkit.edit.rome import ROME
 from editkit.facts import Edit, Fact
 from editkit.handle import ModelHandle
+from editkit.matrices import Matrix
 from editkit.models import DEFAULT_MODEL
 from editkit.moments import second_moments
 from editkit.operators import configured
+from editkit.products import BFLOAT16, resolved
 from editkit.scoring import score_pairs
 
 FACTS = [
@@ -35,6 +38,7 @@ FACTS = [
     Edit(Fact("Danielle Darrieux", "mother tongue", "French", "The mother tongue of {} is"), "English"),
 ]
 SEED, HELD_OUT_SEED = 0, 1
+LocateThenEdit = ROME | ManyLayers
 
 
 def main() -> None:
@@ -60,7 +64,7 @@ def main() -> None:
 
 
 def measured(handle: ModelHandle, operator: ROME, edit: Edit, held: list[str]) -> list[str]:
-    rate = gemm_rate(handle, operator, edit)
+    rate = gemm_rate(handle, operator, tokens_a_step(handle, operator, edit))
     wall, cpu = time.perf_counter(), time.process_time()
     patch = operator(handle, [edit], seed=SEED)
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
@@ -74,7 +78,7 @@ def measured(handle: ModelHandle, operator: ROME, edit: Edit, held: list[str]) -
     return [edit.fact.subject, str(drawn), *numbers, f"{rate / 1e9:.0f}", f"{elsewhere:.2f}"]
 
 
-def tokens_a_step(handle: ModelHandle, operator: ROME, edit: Edit) -> int:
+def tokens_a_step(handle: ModelHandle, operator: LocateThenEdit, edit: Edit) -> int:
     rows = rows_of_edit(handle, edit, operator.contexts.before(handle, SEED))
     width, contexts = max(len(row.suffix) for row in rows), len(rows) - 1
     if operator.target.tokens_per_step:
@@ -82,20 +86,30 @@ def tokens_a_step(handle: ModelHandle, operator: ROME, edit: Edit) -> int:
     return (contexts + 1) * width
 
 
-def step_flops(handle: ModelHandle, operator: ROME, edit: Edit) -> float:
+def step_flops(handle: ModelHandle, operator: LocateThenEdit, edit: Edit) -> float:
+    """Of one step of one fact's search: forward, and again for the gradient of the input."""
     weights = sum(p.numel() for p in handle.module("block", 0).parameters() if p.dim() > 1)
-    return 4 * tokens_a_step(handle, operator, edit) * weights * (handle.layers - 1 - operator.layer)
+    return 4 * tokens_a_step(handle, operator, edit) * weights * (handle.layers - 1 - last_layer(operator))
 
 
-def gemm_rate(handle: ModelHandle, operator: ROME, edit: Edit, seconds: float = 0.5) -> float:
-    """The best rate seen, in FLOP/s, of a product of the searched rows with the edited matrix."""
-    weight = handle.matrix(handle.weight_name("mlp_out", operator.layer))
-    rows = torch.randn(tokens_a_step(handle, operator, edit), weight.shape[1])
+def last_layer(operator: LocateThenEdit) -> int:
+    """The layer whose value is searched."""
+    return operator.layer if isinstance(operator, ROME) else operator.layers[-1]
+
+
+def gemm_rate(handle: ModelHandle, operator: LocateThenEdit, rows: int, seconds: float = 0.5) -> float:
+    """The best rate seen, in FLOP/s, of a product of so many rows with the edited matrix, in the precision of the
+    operator's search."""
+    weight = handle.matrix(handle.weight_name("mlp_out", last_layer(operator))).detach()
+    fast = resolved(handle, operator.target.products) == BFLOAT16
+    weight = weight.bfloat16() if fast else weight
+    x, laid_out = torch.randn(rows, weight.shape[1], dtype=weight.dtype), Matrix(weight, weight.dtype)
     best, until = 0.0, time.perf_counter() + seconds
     while time.perf_counter() < until:
-        start = time.perf_counter()
-        rows @ weight.T
-        best = max(best, 2 * rows.shape[0] * weight.numel() / (time.perf_counter() - start))
+        for product in (lambda: x @ weight.T, lambda: laid_out(x)):
+            start = time.perf_counter()
+            product()
+            best = max(best, 2 * rows * weight.numel() / (time.perf_counter() - start))
     return best
 
 

@@ -49,6 +49,8 @@ def test_a_share_in_a_text_is_the_rows_rounded_as_in_the_tables():
     rows[0]["knew"] = {"typo": [0.5]}
     text = "{rome/efficacy} {rome/typo} {rome/a, b} {" + KNOWS + "/typo}"
     assert filled(text, rows) == "89 % 3 % 0.4 % 50 %" == filled(text, rows * 2)
+    stacked = [after("rome", edits, retention=share) for edits, share in ((1, 1.0), (10, 0.8))]
+    assert filled("{rome@10/retention} of {rome@1/retention}", rows, stacked) == "80 % of 100 %"
     for unknown in ("{memit/typo}", "{rome/cloze}"):
         with pytest.raises(KeyError):
             filled(unknown, rows)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import sys
 from types import ModuleType
 
@@ -376,6 +377,15 @@ def test_what_does_not_run_says_why(handle, method):
     with pytest.raises(UnableError, match=f"EasyEdit's {method} does not run here: ") as raised:
         EasyEditor(method)(handle, ENDING, seed=0)
     assert "\n" not in str(raised.value)
+
+
+@BOTH
+def test_every_method_of_the_source_runs_or_says_why_not(which):
+    listed = (which.folder / "util" / "alg_dict.py").read_text("utf-8")
+    [told] = re.findall(r"^ALG_DICT = \{(.*?)^\}", listed, re.DOTALL | re.MULTILINE)
+    names = re.findall(r"^\s*['\"]([\w-]+)['\"]\s*:", told, re.MULTILINE)
+    assert "ROME" in names
+    assert set(names) <= {*methods.METHODS, *methods.UNABLE}
 
 
 def test_where_there_is_none_the_command_is_told(handle, monkeypatch):
