@@ -15,10 +15,12 @@ from transformers.pytorch_utils import Conv1D
 from editkit.arch import Architecture, UnknownLayout, architecture_of
 from editkit.errors import InputError
 from editkit.files import atomic_folder
-from editkit.models import DEFAULT_MODEL, LoadOptions, ModelError, load_model, save_model
+from editkit.models import DEFAULT_MODEL, LoadOptions, ModelError, load_model, save_model, setup_digest_of
 from editkit.patch import Patch, PatchError, WeightPatch, bytes_of
 from editkit.stacked import Stacked
 from editkit.undo import Block, Undo
+
+SHOWN = 12  # characters of a digest in messages: enough to name it by
 
 
 @dataclass(slots=True)
@@ -51,6 +53,8 @@ class ModelHandle:
     weights: Stacked = field(init=False, repr=False, default_factory=Stacked)  # what patches have added to parameters
     _layers: list[_Layer] = field(default_factory=list)
     _base: str = ""
+    _setup: str = ""
+    _waived: set[str] = field(init=False, repr=False, default_factory=set)
     # By their names in the base model: a patch that wraps a module moves what is inside to other names.
     _parameters: dict[str, nn.Parameter] = field(init=False, repr=False)
     _transposed: frozenset[str] = field(init=False, repr=False)
@@ -143,9 +147,15 @@ class ModelHandle:
         return tuple(layer.patch for layer in self._layers)
 
     def apply(self, patch: Patch) -> None:
-        """Put a patch on. Raises PatchError, and leaves the model as it was, where it does not fit."""
+        """Put a patch on. Raises PatchError, and leaves the model as it was, where it does not fit: it is of other
+        weights or shapes, or was made on top of patches that are neither on nor waived (`waive`)."""
         self._check_base(patch)
         self._put_on(patch)
+
+    def waive(self, *digests: str) -> None:
+        """From now on let patches go on without these, though they were made on top of them: so a stack that `remove`
+        took one out of can be put on again. A digest's beginning will do, as messages give it (`SHOWN` characters)."""
+        self._waived.update(digests)
 
     def _put_on(self, patch: Patch) -> None:
         depth, layer = len(self._layers), _Layer(patch, Undo(), self.weights.mark)
@@ -181,7 +191,8 @@ class ModelHandle:
         """Take out patch number `place` (0: the oldest) from below others, which stay in their order; gives it back.
 
         The others are as they were made, those above it on a model that had it: `editkit.interference` tells what
-        that does to them. Raises PatchError, and leaves all on, where one above does not go on without it.
+        that does to them. They stay on without it; once off, `apply` takes those above it only where its digest is
+        waived. Raises PatchError, and leaves all on, where one above does not go on without it.
         """
         if not 0 <= place < len(self._layers):
             raise InputError(f"no patch number {place}; {len(self._layers)} patches are on, counted from 0")
@@ -220,16 +231,21 @@ class ModelHandle:
         own, base = self.base_digest, patch.provenance.base  # own: read before the first patch is on
         if base and base != own:
             raise PatchError(
-                f"the patch was made for weights {base[:12]}, {self.name!r} has {own[:12]}; "
+                f"the patch was made for weights {base[:SHOWN]}, {self.name!r} has {own[:SHOWN]}; "
                 "load the model it was made for, or make the patch again"
             )
         on = {below.digest for below in self.patches}
-        lacking = [str(digest)[:12] for digest in patch.provenance.notes.get("on_top_of", ()) if digest not in on]
+        below = [str(digest) for digest in patch.provenance.notes.get("on_top_of", ())]
+        lacking = [digest[:SHOWN] for digest in below if digest not in on and not self._is_waived(digest)]
         if lacking:
             raise PatchError(
-                f"the patch was made on top of other patches, and {', '.join(lacking)} is not on {self.name!r}; "
-                "put those on first, or make the patch again"
+                f"the patch was made on top of other patches, and {', '.join(lacking)} is not on {self.name!r}; put "
+                "those on first, or make the patch again; where they were taken out and shall stay off, say so: "
+                f"waive({', '.join(map(repr, lacking))}), on the command line --without {' --without '.join(lacking)}"
             )
+
+    def _is_waived(self, digest: str) -> bool:
+        return any(digest == each or (len(each) >= SHOWN and digest.startswith(each)) for each in self._waived)
 
     # -- identity --
 
@@ -237,15 +253,21 @@ class ModelHandle:
     def base_digest(self) -> str:
         """sha256 of the weights without patches, taken once: at the latest when the first patch is put on."""
         if not self._base:
-            self._base = weights_digest(self.model)
+            self._base, self._setup = weights_digest(self.model), setup_digest_of(self.model, self.tokenizer)
         return self._base
 
     @property
+    def setup_digest(self) -> str:
+        """sha256 of what an answer depends on beside the weights and the patches: config, buffers, tokenizer. Taken
+        together with `base_digest`."""
+        _ = self.base_digest
+        return self._setup
+
+    @property
     def state(self) -> str:
-        """A cheap name of the present state: the base weights and the patches on them."""
-        if not self._layers:
-            return self.base_digest
-        return hashlib.sha256(" ".join([self.base_digest, *(p.digest for p in self.patches)]).encode()).hexdigest()
+        """A cheap name of the present state: the base weights, config and tokenizer, and the patches that are on."""
+        parts = [self.base_digest, self.setup_digest, *(p.digest for p in self.patches)]
+        return hashlib.sha256(" ".join(parts).encode()).hexdigest()
 
     def fingerprint(self) -> str:
         """sha256 over all that a careless method could leave changed: slow, for tests and records.

@@ -40,14 +40,15 @@ class Moved:
 @dataclass(frozen=True, slots=True)
 class Neighbour:
     """A patch that stays. `made_on_top`: it was computed on a model that had the removed one. `overlap`, from 0 to 1:
-    the share (of its Frobenius norm) of its change that reads what the removed one reads; None where the two change
-    no matrix in common. `edits` are none where the patch does not tell them."""
+    the share (of its Frobenius norm) of its change that reads what the removed one reads; None where there is no such
+    share, and `apart` then says why. `edits` are none where the patch does not tell them."""
 
     place: int
     operator: str
     made_on_top: bool
     overlap: float | None
     edits: tuple[Moved, ...]
+    apart: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +91,9 @@ def removal(handle: ModelHandle, place: int) -> Removal:
             number,
             patch.provenance.operator,
             gone.digest in patch.provenance.notes.get("on_top_of", ()),
-            overlap(gone, patch),
+            share := overlap(gone, patch),
             moved[number],
+            "" if share is not None else apart(gone, patch),
         )
         for number, patch in enumerate(patches)
         if number != place
@@ -107,14 +109,27 @@ def edits_of(patch: Patch) -> Sequence[Mapping[str, Any]]:
 def overlap(one: Patch, other: Patch) -> float | None:
     """The share of the other's change, by its Frobenius norm, that reads directions which the first reads: 0 to 1.
 
-    None where they have no matrix in common, or are no changes of weights.
+    None where they have no matrix in common, or are no changes of weights: `apart` says which.
     """
     if not isinstance(one, WeightPatch) or not isinstance(other, WeightPatch):
         return None
-    common = [name for name in other.deltas if name in one.deltas and _is_matrix(one.deltas[name])]
+    common = _common(one, other)
     shared = sum(_norm(_thin(other.deltas[name]) @ _read(one.deltas[name])) ** 2 for name in common)
     whole = sum(_norm(_thin(delta)) ** 2 for delta in other.deltas.values() if _is_matrix(delta))
     return math.sqrt(min(1.0, shared / whole)) if common and whole else None
+
+
+def apart(one: Patch, other: Patch) -> str:
+    """Why there is no `overlap` of two patches, in words."""
+    if not isinstance(one, WeightPatch) or not isinstance(other, WeightPatch):
+        beside = {patch.provenance.operator for patch in (one, other) if not isinstance(patch, WeightPatch)}
+        return f"a change beside the weights ({', '.join(sorted(beside))}), where there is no matrix to compare"
+    return "its change is zero" if _common(one, other) else "the two change no matrix in common"
+
+
+def _common(one: WeightPatch, other: WeightPatch) -> list[str]:
+    """The matrices that both change."""
+    return [name for name in other.deltas if name in one.deltas and _is_matrix(one.deltas[name])]
 
 
 def _is_matrix(delta: Delta) -> bool:

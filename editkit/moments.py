@@ -241,6 +241,7 @@ class _Place:
         parts = {
             "version": VERSION,
             "base": handle.base_digest,
+            "setup": handle.setup_digest,
             "weight": handle.weight_name(PART, layer),
             "corpus": corpus,
             "computed": str(handle.dtype),

@@ -1,15 +1,19 @@
 """Text that a model writes by itself: contexts for edits, and a corpus where there is no other.
 
-Drawn from the unpatched model with a seed, and kept on disk under a key that holds everything it depends on.
+Drawn from the unpatched model with a seed, and kept on disk under a key that holds everything it depends on, batch by
+batch: what was interrupted goes on, and comes to the same text.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -65,31 +69,36 @@ class TextPlan:
 
     def key(self, handle: ModelHandle) -> str:
         """sha256 of all that the texts depend on."""
-        parts = {"version": VERSION, "base": handle.base_digest, "dtype": str(handle.dtype), **asdict(self)}
+        parts = {
+            "version": VERSION,
+            "base": handle.base_digest,
+            "setup": handle.setup_digest,
+            "dtype": str(handle.dtype),
+            **asdict(self),
+        }
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def sampled_texts(handle: ModelHandle, plan: TextPlan, progress: Progress | None = None) -> list[str]:
     """The texts of a plan, from the cache folder where they have been drawn before. `progress` hears of texts."""
     file = cache_folder() / "texts" / f"{plan.key(handle)}.json"
-    if file.is_file():
-        kept: list[str] = json.loads(file.read_text(encoding="utf-8"))
+    kept: list[str] | None = _read(file, lambda given: _texts(given, [plan.count]))
+    if kept is not None:
         return kept
+    partial = _Partial(file.with_suffix(".partial.json"), plan.count)
     with without_patches(handle), torch.inference_mode():
-        texts = _draw(handle, plan, progress)
-    try:
-        write_text(file, json.dumps(texts, ensure_ascii=False))
-    except OSError as error:
-        warnings.warn(f"cannot keep sampled text in {file.parent} ({error}); set EDITKIT_CACHE elsewhere", stacklevel=2)
+        texts = _draw(handle, plan, progress, partial)
+    _keep(file, texts)
+    partial.drop()
     return texts
 
 
-def _draw(handle: ModelHandle, plan: TextPlan, progress: Progress | None) -> list[str]:
+def _draw(handle: ModelHandle, plan: TextPlan, progress: Progress | None, partial: _Partial | None = None) -> list[str]:
     generator = torch.Generator().manual_seed(plan.seed)
     begun = [encode(handle.tokenizer, plan.openers[i % len(plan.openers)]) for i in range(plan.count)]
     length = min(plan.length, handle.context)
-    texts = []
-    for start in range(0, plan.count, ROWS):
+    texts = partial.read(generator) if partial else []
+    for start in range(len(texts), plan.count, ROWS):
         rows = begun[start : start + ROWS]
 
         def tell(steps: int, before: int = start, rows: int = len(rows)) -> None:
@@ -97,6 +106,8 @@ def _draw(handle: ModelHandle, plan: TextPlan, progress: Progress | None) -> lis
                 progress(min(before + rows * steps // length, plan.count), plan.count)
 
         texts += _continue(handle, rows, length, plan.top_k, generator, tell)
+        if partial and len(texts) < plan.count:
+            partial.keep(texts, generator)
     return texts
 
 
@@ -132,3 +143,60 @@ def _pick(logits: Tensor, top_k: int, generator: torch.Generator) -> Tensor:
     wanted = torch.rand(len(logits), 1, generator=generator).to(logits.device) * cumulative[:, -1:]
     place = torch.searchsorted(cumulative, wanted, right=True).clamp(max=values.shape[-1] - 1)
     return (place if ids is None else ids.gather(-1, place)).squeeze(-1)
+
+
+# -- where it is kept --
+
+
+def _read(file: Path, takes: Callable[[Any], Any]) -> Any:
+    """What `takes` makes of a file's JSON; None where there is no file, or one that is broken."""
+    if not file.is_file():
+        return None
+    try:
+        return takes(json.loads(file.read_text(encoding="utf-8")))
+    except (ValueError, KeyError, TypeError, RuntimeError, OSError) as error:
+        warnings.warn(f"{file} cannot be read ({error}); writing the text anew", stacklevel=2)
+        return None
+
+
+def _keep(file: Path, what: Any) -> None:
+    """Write to the cache folder; where that cannot be done the work goes on."""
+    try:
+        write_text(file, json.dumps(what, ensure_ascii=False))
+    except OSError as error:
+        warnings.warn(f"cannot keep sampled text in {file.parent} ({error}); set EDITKIT_CACHE elsewhere", stacklevel=2)
+
+
+def _texts(given: Any, counts: Container[int]) -> list[str]:
+    """What a file holds, where that is texts and as many as may be."""
+    if not isinstance(given, list) or not all(isinstance(text, str) for text in given):
+        raise ValueError("no list of texts")
+    if len(given) not in counts:
+        raise ValueError(f"it holds {len(given)} texts")
+    return given
+
+
+class _Partial:
+    """The texts of the first batches of `count`, and where the generator stood after them."""
+
+    def __init__(self, file: Path, count: int) -> None:
+        self.file, self.count = file, count
+
+    def read(self, generator: torch.Generator) -> list[str]:
+        """The texts, and the generator is put where it stood; none, and it stays, where none were kept."""
+
+        def takes(given: Any) -> list[str]:
+            texts = _texts(given["texts"], range(ROWS, self.count, ROWS))
+            place = bytearray.fromhex(given["generator"])
+            generator.set_state(torch.frombuffer(place, dtype=torch.uint8))
+            return texts
+
+        return _read(self.file, takes) or []
+
+    def keep(self, texts: Sequence[str], generator: torch.Generator) -> None:
+        place = bytes(generator.get_state().tolist()).hex()
+        _keep(self.file, {"texts": texts, "generator": place})
+
+    def drop(self) -> None:
+        with contextlib.suppress(OSError):
+            self.file.unlink()

@@ -5,9 +5,10 @@ Exit codes: 0 every claim holds, 1 some claim does not hold, 3 not enough eviden
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,6 +16,8 @@ import typer
 
 from editkit import __version__
 from editkit.errors import InputError
+from editkit.handle import SHOWN
+from editkit.patch import load_patch
 from reports import commands, removing
 from reports.audit import run
 from reports.console import EXIT, Bars, OneLine, one_line_errors, out
@@ -28,6 +31,10 @@ from reports.verdicts import show_verdicts
 CODES = (
     "Exit codes: 0 every claim holds (or the command did its work), 1 some claim does not hold, 3 not enough evidence, "
     "2 bad input, 4 model or environment, 70 a bug."
+)
+SAVE_CODES = (
+    "Exit codes: 0 it was saved (what it prints says whether it took, and which facts were passed over), 2 bad input, "
+    "4 model, environment, or a method that finds no change for any of the facts, 70 a bug."
 )
 app = typer.Typer(
     name="editkit",
@@ -77,6 +84,14 @@ On = Annotated[
     list[Path] | None,
     typer.Option("--on", help="A patch that --save wrote, put on first; may be given more than once, oldest first."),
 ]
+Without = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--without",
+        help="A patch that was taken out and stays off, by its file or its digest: what was made on top of it goes on "
+        "all the same. May be given more than once.",
+    ),
+]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 # Where in a spec the options stand, by the names of the commands' parameters.
@@ -124,6 +139,22 @@ def _as_in_a_spec(name: str, value: Any) -> Any:
     if name == "operator":
         return [{"name": each} for each in ([value] if isinstance(value, str) else value)]
     return not value if name == "all_facts" else value
+
+
+def _digests(names: Sequence[str] | None) -> list[str]:
+    """The patches that --without names, each by its file or by a digest, or the beginning of one."""
+    return [_digest(name) for name in names or ()]
+
+
+def _digest(name: str) -> str:
+    if Path(name).exists():
+        return load_patch(Path(name)).digest
+    if re.fullmatch(rf"[0-9a-f]{{{SHOWN},64}}", name):
+        return name
+    raise InputError(
+        f"--without {name} is no file of a patch and no digest of one ({SHOWN} to 64 hexadecimal digits, as the error "
+        "of a patch that lacks it gives them)"
+    )
 
 
 @app.command(epilog=CODES)
@@ -179,13 +210,14 @@ def list_(
         show(what)
 
 
-@app.command()
+@app.command(epilog=SAVE_CODES)
 def edit(
     facts: OwnFacts,
     save: SaveOrPlan = None,
     operator: Operator = "rome",
     preset: Presets = None,
     on: On = None,
+    without: Without = None,
     model: Model = None,
     n: Number = None,
     all_facts: AllFacts = False,
@@ -201,16 +233,16 @@ def edit(
     """Edit facts in a model, all in one change, and save it; with --on it comes on top of earlier ones."""
     given = locals()
     with one_line_errors(debug), Bars() as bars:
-        asked = _asked(given)
+        asked, waived = _asked(given), _digests(without)
         if dry_run:
-            commands.plan(asked, bars, on=on or ())
+            commands.plan(asked, bars, on=on or (), without=waived)
         elif save is None:
             raise InputError("where shall the edited model go? Give --save FOLDER, or --dry-run to see what it takes")
         else:
-            commands.change("edit", asked, save, bars, on=on or (), overwrite=overwrite)
+            commands.change("edit", asked, save, bars, on=on or (), without=waived, overwrite=overwrite)
 
 
-@app.command()
+@app.command(epilog=SAVE_CODES)
 def unlearn(
     facts: Forget,
     save: Save,
@@ -243,6 +275,7 @@ def probe(
         ),
     ] = None,
     on: On = None,
+    without: Without = None,
     probe: Probes = None,
     model: Model = None,
     n: Number = None,
@@ -263,7 +296,7 @@ def probe(
         if patch is None:
             commands.listed(task, asked, bars)
         else:
-            commands.probe(task, asked, patch, bars, on=on or ())
+            commands.probe(task, asked, patch, bars, on=on or (), without=_digests(without))
 
 
 @app.command()
@@ -275,6 +308,7 @@ def remove(
     save: Annotated[
         Path | None, typer.Option("--save", help="A new folder for the model with the others, a normal checkpoint.")
     ] = None,
+    without: Without = None,
     model: Model = None,
     device: Device = None,
     dtype: Dtype = None,
@@ -285,7 +319,7 @@ def remove(
     """Take one patch out from among others, and tell what that does to them."""
     given = {key: value for key, value in locals().items() if key not in ("patch", "take_out", "save")}
     with one_line_errors(debug), Bars() as bars:
-        removing.remove(_asked(given), patch, take_out, save, bars)
+        removing.remove(_asked(given), patch, take_out, save, bars, without=_digests(without))
 
 
 def _version(wanted: bool) -> None:

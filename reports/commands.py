@@ -2,74 +2,94 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rich.text import Text
 
-from editkit.data import FactBase, is_file, load
+from editkit.data import DataError, FactBase, is_file, load
 from editkit.entries import Entry
-from editkit.errors import InputError, UnableError
+from editkit.errors import InputError, MethodError, UnableError
 from editkit.facts import ForgetRequest, Record
 from editkit.files import atomic_folder, check_writable
 from editkit.handle import ModelHandle
+from editkit.operators import candidates, each_that_can
 from editkit.patch import Patch, WeightPatch, load_patch
 from editkit.preflight import LARGE_CHANGE
 from probes.ask import Job, MemoryStore, run_probes
 from probes.kinds import PROBES, Context
 from probes.metrics import summarise
 from probes.verdict import Class, Verdict
-from reports.choose import Chosen, in_order, select
+from reports.choose import Chosen, in_order, known_ids, select
 from reports.console import out, table
 from reports.operators import operator_of
 from reports.planning import check, show_plan
+from reports.present import clean
 from reports.spec import AuditSpec
-from reports.watch import Watch
+from reports.watch import Silent, Watch
 from reports.wording import CLASSES, metric_title, plural, probe_title, told, variant_title
 
 PATCH_FILE = "editkit_patch.safetensors"
+NAMED = 5  # facts that a line names; of the others it says how many they are
 
 
-def plan(spec: AuditSpec, watch: Watch, *, on: Sequence[Path] = ()) -> None:
+def plan(spec: AuditSpec, watch: Watch, *, on: Sequence[Path] = (), without: Sequence[str] = ()) -> None:
     """Say what editing all facts would take, and what stands against it; nothing is saved."""
-    case = _Opened.of("edit", spec, watch, on=[load_patch(file) for file in on])
+    case = _Opened.of("edit", spec, watch, on=on, without=without)
     operator, source = case.operator()
     show_plan(case.handle, operator, source, case.records, spec.seed, watch)
+    _print(case.which())
 
 
 def change(
-    task: str, spec: AuditSpec, save: Path, watch: Watch, *, on: Sequence[Path] = (), overwrite: bool = False
+    task: str,
+    spec: AuditSpec,
+    save: Path,
+    watch: Watch,
+    *,
+    on: Sequence[Path] = (),
+    without: Sequence[str] = (),
+    overwrite: bool = False,
 ) -> None:
     """Compute one patch for all facts, put it on, ask for the facts, and save checkpoint and patch in one folder.
 
-    `on` are patches that come first, oldest first. What cannot be saved is refused before a model is loaded. Exit code
-    0 says that it was saved, not that it took.
+    `on` are patches that come first, oldest first; `without` digests of such as may be lacking below them. Facts that
+    the operator finds no edit for are passed over, and the patch says so in its notes. What cannot be saved is refused
+    before a model is loaded. Exit code 0 says that it was saved, not that it took.
     """
     [part] = spec.operators
     if part.task != task:
         raise InputError(f"{part.name!r} is an operator for `editkit {part.task}`; `editkit list operators` shows all")
     check_save(save, spec, overwrite=overwrite)
-    case = _Opened.of(task, spec, watch, on=[load_patch(file) for file in on])
+    case = _Opened.of(task, spec, watch, on=on, without=without)
     operator, source = case.operator()
-    facts = plural(len(case.records), "fact")
-    watch.phase(f"{part.name} on {facts}")
-    progress = _training(watch) if task == "unlearn" else _steps(watch)
-    patch = operator(case.handle, _request(task, case), seed=spec.seed, progress=progress)
+    watch.phase(f"{part.name} on {plural(len(case.records), 'fact')}")
+    if task == "edit":
+        patch, failed = _edited(operator, case)
+    else:
+        patch, failed = operator(case.handle, _to_forget(case), seed=spec.seed, progress=_training(watch)), {}
+    case = case.but(failed)
     watch.phase("Asking the changed model")
     verdicts = case.verdicts(patch, ["rewrite"])
     watch.phase("Saving")
     _save(case.handle, patch, save)
-    what = f"{part.name} ({source}) on {facts}: {save}"
-    for line in (
-        what,
-        *_moved(case.handle, patch),
-        *_patch_alone(patch),
-        *_passed_over(case.chosen),
-        took(task, verdicts),
-    ):
-        out.print(Text(line), soft_wrap=True)
+    _print(
+        (
+            f"{part.name} ({source}) on {plural(len(case.records), 'fact')}: {save}",
+            *_moved(case.handle, patch),
+            *_patch_alone(patch),
+            *case.which(),
+            took(task, verdicts),
+            *(case.hint() if not _taken(task, verdicts) else ()),
+        )
+    )
+
+
+def _print(lines: Iterable[str]) -> None:
+    for line in lines:
+        out.print(Text(clean(line)), soft_wrap=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,17 +103,27 @@ class _Opened:
     chosen: Chosen
     records: Sequence[Any]  # EditRecord or ForgetRecord, as the task has it
     store: MemoryStore
+    failed: Mapping[str, str] = field(default_factory=dict)  # what the operator says of facts it cannot edit, by id
 
     @classmethod
     def of(
-        cls, task: str, spec: AuditSpec, watch: Watch, patch: Patch | None = None, *, on: Sequence[Patch] = ()
+        cls,
+        task: str,
+        spec: AuditSpec,
+        watch: Watch,
+        patch: Patch | None = None,
+        *,
+        on: Sequence[Path] = (),
+        without: Sequence[str] = (),
     ) -> _Opened:
-        """Load the model, put `on` on it and choose the facts. A patch that does not fit there is refused before
-        anything is asked."""
+        """Load the model, put `on` on it, which may lack the patches `without`, and choose the facts. A patch that does
+        not fit there is refused before anything is asked."""
+        patches = [load_patch(file) for file in on]
         base = load(spec.facts.source)
         watch.phase(f"Loading {spec.model.name}")
         handle = ModelHandle.load(spec.model.name, spec.model.options())
-        for below in on:
+        handle.waive(*without)
+        for below in patches:
             handle.apply(below)
         if patch is not None:
             with handle.patched(patch):
@@ -102,7 +132,7 @@ class _Opened:
             own = in_order(base, spec) if is_file(spec.facts.source) else []  # what is shipped is known to be good
             check(handle, _records(task, base, spec, own), watch)
         store = MemoryStore()
-        chosen = select(handle, base, spec, store, watch)
+        chosen = _chosen(handle, base, spec, store, watch)
         return cls(spec, watch, handle, base, chosen, _records(task, base, spec, chosen.entries, chosen.known), store)
 
     def operator(self) -> tuple[Any, str]:
@@ -121,6 +151,89 @@ class _Opened:
             progress=self.watch.at,
             max_new_tokens=self.spec.max_new_tokens,
         )
+
+    def but(self, failed: Mapping[str, str]) -> _Opened:
+        """Without the facts that the operator cannot edit."""
+        return replace(self, records=[each for each in self.records if each.id not in failed], failed=failed)
+
+    def which(self) -> Iterator[str]:
+        """Which facts were taken, and which of those that might have been were not, and why."""
+        name = self.spec.operators[0].name
+        yield f"Facts: {named(self.records)}."
+        for fact_id, text in self.failed.items():
+            yield f"Passed over, for {name} finds no edit: {named([self.base[fact_id]])}: {text}."
+        order = in_order(self.base, self.spec)
+        unknown = [entry for entry in order if entry.id not in self.chosen.known]
+        passed = unknown[: sum(self.chosen.passed_over.values())]  # those asked are the first of the order
+        if passed:
+            why = f"{'; '.join(self.chosen.passed_over)} (with --all-facts they may be changed too)"
+            yield f"{plural(len(passed), 'fact')} passed over: {why}: {named(passed)}."
+        there = {entry.id for entry in (*self.chosen.entries, *passed)}
+        spare = [entry for entry in order if entry.id not in there]
+        if spare and is_file(self.spec.facts.source):
+            yield f"{plural(len(spare), 'fact')} left out by --n: {named(spare)}."
+
+    def hint(self) -> Iterator[str]:
+        """What may help where the operator's settings do not suit the model."""
+        [part] = self.spec.operators
+        if part.task == "edit" and part.preset == "published" and candidates(part.name, self.handle):
+            yield f"The settings may not suit this model: --preset auto searches some for {part.name} on it."
+
+
+def _chosen(handle: ModelHandle, base: FactBase, spec: AuditSpec, store: MemoryStore, watch: Watch) -> Chosen:
+    """The facts to change. Where the model knows too few, the error says which it knows."""
+    try:
+        return select(handle, base, spec, store, watch)
+    except DataError as error:
+        order = in_order(base, spec)
+        known = known_ids(handle, base, order, spec, store, Silent())  # all were asked: the store has what it said
+        if not known or not spec.facts.known_only:
+            raise
+        right, wrong = ([entry for entry in order if (entry.id in known) is which] for which in (True, False))
+        raise DataError(f"{error}. Right: {named(right)}; not: {named(wrong) or 'none'}") from None
+
+
+def named(facts: Sequence[Any], most: int = NAMED) -> str:
+    """Entries or records by subject and id, the first ones and how many more there are."""
+    more = [f"{len(facts) - most:,} more"] if len(facts) > most else []
+    told = [f"{each.fact.subject} ({each.id})" for each in facts[:most]] + more
+    return " and ".join([", ".join(told[:-1]), told[-1]]) if len(told) > 1 else "".join(told)
+
+
+def _edited(operator: Any, case: _Opened) -> tuple[Patch, dict[str, str]]:
+    """One patch for all facts but those that the operator cannot edit even by themselves, and what it says of these, by
+    id. Raises MethodError where none is left, or none fails by itself.
+
+    Each is tried by itself only where they fail together: that takes as long again.
+    """
+    by_id = {record.id: record.edit for record in case.records}
+    options: dict[str, Any] = {"seed": case.spec.seed, "progress": _steps(case.watch)}
+    try:
+        return operator(case.handle, [*by_id.values()], **options), {}
+    except MethodError as error:
+        whole = error
+    name, found = case.spec.operators[0].name, list[Patch | MethodError]([whole])
+    if len(by_id) > 1:
+        case.watch.phase(f"Looking for facts that {name} cannot edit")
+        found = each_that_can(operator, case.handle, [*by_id.values()], **options)
+    failed = {each: str(made) for each, made in zip(by_id, found, strict=True) if isinstance(made, MethodError)}
+    if not failed:
+        raise whole
+    if len(failed) == len(by_id):
+        text = f"{name}: no fact could be edited; the first of {len(by_id)}: {next(iter(failed.values()))}"
+        raise MethodError(". ".join((text, *case.hint())).rstrip(".")) from whole
+    left = [edit for fact_id, edit in by_id.items() if fact_id not in failed]
+    case.watch.phase(f"{name} on the other {plural(len(left), 'fact')}")
+    return _noted(operator(case.handle, left, **options), failed), failed
+
+
+def _noted(patch: Patch, failed: Mapping[str, str]) -> Patch:
+    """The patch with what was passed over in its notes; one of another make than a dataclass stays as it is."""
+    if not is_dataclass(patch):
+        return patch
+    notes = {**patch.provenance.notes, "passed_over": dict(failed)}
+    noted: Patch = replace(patch, provenance=replace(patch.provenance, notes=notes))
+    return noted
 
 
 def check_save(save: Path, spec: AuditSpec, *, overwrite: bool = False) -> None:
@@ -181,9 +294,7 @@ def _records(
     return [make(entry, seed=spec.seed, known=known) for entry in entries]
 
 
-def _request(task: str, case: _Opened) -> Any:
-    if task == "edit":
-        return [record.edit for record in case.records]
+def _to_forget(case: _Opened) -> ForgetRequest:
     ids, spec = [record.id for record in case.records], case.spec
     retain = case.base.retain_examples(ids, spec.facts.retain, spec.seed, case.chosen.known)
     return ForgetRequest(tuple(example for record in case.records for example in record.examples), retain)
@@ -197,18 +308,11 @@ def _training(watch: Watch) -> Any:
     return lambda step: watch.at(step.steps, step.step)
 
 
-def _passed_over(chosen: Chosen) -> Iterator[str]:
-    for reason, number in chosen.passed_over.items():
-        yield f"{plural(number, 'fact')} passed over: {reason} (with --all-facts they may be changed too)."
-
-
 def took(task: str, verdicts: Sequence[Verdict]) -> str:
     """What the changed model answers at the facts' own prompts, in a sentence or more."""
-    edit = task == "edit"
-    gone = (Class.OLD, Class.DEGENERATE)
-    count = sum(v.class_after is Class.NEW if edit else v.class_after not in gone for v in verdicts)
+    count = _taken(task, verdicts)
     babble = sum(v.class_after is Class.DEGENERATE for v in verdicts)
-    give = "give the new answer" if edit else "no longer give the old answer"
+    give = "give the new answer" if task == "edit" else "no longer give the old answer"
     sentences = [f"{count} of {plural(len(verdicts), 'fact')} {give}, asked by the fact's own prompt."]
     if babble:
         sentences.append(f"Degenerate text comes for {babble} of them.")
@@ -217,13 +321,20 @@ def took(task: str, verdicts: Sequence[Verdict]) -> str:
     return " ".join(sentences)
 
 
+def _taken(task: str, verdicts: Sequence[Verdict]) -> int:
+    gone = (Class.OLD, Class.DEGENERATE)
+    return sum(v.class_after is Class.NEW if task == "edit" else v.class_after not in gone for v in verdicts)
+
+
 # Probing --
 
 
-def probe(task: str, spec: AuditSpec, patch: Path, watch: Watch, *, on: Sequence[Path] = ()) -> None:
-    """Ask the questions before and after a patch, on top of the patches `on`."""
+def probe(
+    task: str, spec: AuditSpec, patch: Path, watch: Watch, *, on: Sequence[Path] = (), without: Sequence[str] = ()
+) -> None:
+    """Ask the questions before and after a patch, on top of the patches `on`; those named `without` may be lacking."""
     read = load_patch(patch)
-    case = _Opened.of(task, spec, watch, read, on=[load_patch(file) for file in on])
+    case = _Opened.of(task, spec, watch, read, on=on, without=without)
     watch.phase("Asking")
     verdicts = case.verdicts(read, spec.probes)
     rows = [

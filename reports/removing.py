@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rich.text import Text
@@ -17,13 +17,23 @@ from reports.watch import Watch
 from reports.wording import plural
 
 
-def remove(spec: AuditSpec, files: Sequence[Path], which: Path, save: Path | None, watch: Watch) -> None:
-    """Put the patches on in their order, take `which` out, print the report, and save what is left as a checkpoint."""
+def remove(
+    spec: AuditSpec,
+    files: Sequence[Path],
+    which: Path,
+    save: Path | None,
+    watch: Watch,
+    *,
+    without: Sequence[str] = (),
+) -> None:
+    """Put the patches on in their order, take `which` out, print the report, and save what is left as a checkpoint.
+    `without` are digests of patches that may be lacking."""
     if files.count(which) != 1:
         raise InputError(f"--take-out {which} must be one of the patches, named once; given are {_listed(files)}")
     patches, place = [load_patch(file) for file in files], files.index(which)
     watch.phase(f"Loading {spec.model.name}")
     handle = ModelHandle.load(spec.model.name, spec.model.options())
+    handle.waive(*without)
     for patch in patches:
         handle.apply(patch)
     watch.phase("Asking with all patches, and without the one")
@@ -54,9 +64,23 @@ def _show(found: Removal, files: Sequence[Path]) -> None:
         f"{found.lost} lost.",
         "An edit holds where each token of its new object is the most likely one. Overlap: the share of a patch's "
         "change that reads what the one taken out reads; 0 none, 1 all.",
+        *_apart(found.others, files),
+        *_again(found, files),
     )
     for line in lines:
         out.print(Text(line), soft_wrap=True)
+
+
+def _apart(others: Sequence[Neighbour], files: Sequence[Path]) -> Iterator[str]:
+    """Why some have no overlap, each reason once."""
+    for reason in dict.fromkeys(other.apart for other in others if other.apart):
+        there = [files[other.place] for other in others if other.apart == reason]
+        yield f"No overlap can be told of {_listed(there)}: {reason}."
+
+
+def _again(found: Removal, files: Sequence[Path]) -> Iterator[str]:
+    if any(other.made_on_top for other in found.others):
+        yield f"To put on again what was made on top of it, give --without {files[found.place]}."
 
 
 def _rows(other: Neighbour, file: str) -> list[tuple[str, ...]]:

@@ -95,16 +95,16 @@ def _set_aside(folder: Path, why: str) -> None:
 
 
 def begin(journal: Journal, spec: AuditSpec, folder: Path, handle: ModelHandle) -> None:
-    """Write the header of a new run, or check that a resumed one has the same weights."""
+    """Write the header of a new run, or check that a resumed one has the same weights, config and tokenizer."""
     header = next(iter(journal.entries("header")), None)
-    if header is not None and header["weights"] != handle.base_digest:
-        raise RecordError(f"{folder} was begun with other weights of {handle.name!r}; pass --fresh to begin anew")
+    model = {"weights": handle.base_digest, "setup": handle.setup_digest}
+    for part, other in (("weights", "set of weights"), ("setup", "config or tokenizer")):
+        if header is not None and header[part] != model[part]:
+            raise RecordError(f"{folder} was begun with another {other} of {handle.name!r}; pass --fresh to begin anew")
     journal.append("session", started=datetime.now(UTC).isoformat(timespec="seconds"))
     if header is None:
         facts = {"source": spec.facts.source, "sha256": spec.facts.sha256}
-        journal.append(
-            "header", spec=spec.key(), code=CODE, weights=handle.base_digest, model=_stamp(spec), facts=facts
-        )
+        journal.append("header", spec=spec.key(), code=CODE, **model, model=_stamp(spec), facts=facts)
 
 
 def settle(journal: Journal, spec: AuditSpec, folder: Path) -> None:

@@ -90,20 +90,26 @@ class Trial:
 
     def single(self, records: Sequence[EditRecord]) -> None:
         """Each edit by itself: made, asked about, rolled back."""
-        handle, seed = self.session.handle, self.session.spec.seed
+        handle = self.session.handle
         self.session.watch.phase(f"{self.part.name}, one at a time", len(records))
-        by_id = {self._id("single", record.id): record for record in records}
-
-        def call(missing: list[str]) -> list[Patch | MethodError]:
-            edits = [by_id[each].edit for each in missing]
-            return each_that_can(self.operator, handle, edits, seed=seed, progress=self._told(""))
-
-        found = self._kept({change_id: [record.id] for change_id, record in by_id.items()}, call)
+        found = self._each(records)
+        self.session.changes += [change for _, change in found.made.values()]
         self.session.watch.step(len(records))
-        self._pass_over("single", found.failed, len(records))
+        self._pass_over("single", self._by_fact("single", found.failed), len(records))
+        by_id = {self._id("single", record.id): record for record in records}
         made = [((patch,), [by_id[change_id]]) for change_id, (patch, _) in found.made.items()]
         self.alone.update({(handle.state, record.id): patch for (patch,), [record] in made})
         self._ask("single", made)
+
+    def _each(self, records: Sequence[EditRecord]) -> Computed:
+        """Each edit by itself in the unchanged model, as the single arm makes it."""
+        by_id = {self._id("single", record.id): record for record in records}
+
+        def call(missing: list[str]) -> list[Patch | MethodError]:
+            edits, seed = [by_id[each].edit for each in missing], self.session.spec.seed
+            return each_that_can(self.operator, self.session.handle, edits, seed=seed, progress=self._told(""))
+
+        return self._computed({change_id: [record.id] for change_id, record in by_id.items()}, call)
 
     def stacked(self, records: Sequence[EditRecord]) -> None:
         """All edits, each made on top of those before; then everything is asked."""
@@ -122,35 +128,65 @@ class Trial:
             with handle.patched(*(patch for patch, _ in made)):
                 found = self._kept({self._id("stacked", record.id): [record.id]}, call)
             made += [(patch, record) for patch, _ in found.made.values()]
-            failed |= found.failed
+            failed |= self._by_fact("stacked", found.failed)
             self.session.watch.step(note=record.id)
         self._pass_over("stacked", failed, len(records))
         self._ask("stacked", [(tuple(patch for patch, _ in made), [record for _, record in made])])
 
+    def _fails(self, arm: str, found: Computed) -> MethodError:
+        return MethodError(f"{arm_title(self.part.name, arm)}: {'; '.join(found.failed.values())}")
+
+    def _by_fact(self, arm: str, failed: Mapping[str, str]) -> dict[str, str]:
+        return {change_id.removeprefix(self._id(arm, "")): text for change_id, text in failed.items()}
+
     def _pass_over(self, arm: str, failed: Mapping[str, str], of: int) -> None:
-        """Note the facts that the operator found no edit for. Raises MethodError where none is left."""
+        """Note the facts, by id, that the operator found no edit for. Raises MethodError where none is left."""
         title = arm_title(self.part.name, arm)
         if len(failed) == of:
             raise MethodError(f"{title}: no fact could be edited; the first of {of}: {next(iter(failed.values()))}")
-        for change_id, text in failed.items():
-            fact = change_id.removeprefix(self._id(arm, ""))
+        for fact, text in failed.items():
             note = f"{title}: could not edit {fact!r}, which is passed over there: {text}"
             self.session.notes.append(note)
             self.session.watch.say(note)
 
     def joint(self, records: Sequence[Any]) -> None:
-        """One change for all facts."""
-        edit, watch, seed = self.part.task == "edit", self.session.watch, self.session.spec.seed
+        """One change for all facts; of edits that fail together, for those that can be made by themselves."""
+        found = self._together("all", records)
+        if found.failed:
+            records = self._that_can(records, found)
+            found = self._together("rest", records)
+        if found.failed:
+            raise self._fails("joint", found)
+        self._ask("joint", [(tuple(patch for patch, _ in found.made.values()), records)])
+
+    def _together(self, name: str, records: Sequence[Any]) -> Computed:
+        """The one change for these facts, or what the operator says of edits that it cannot make together."""
+        edit, seed = self.part.task == "edit", self.session.spec.seed
         doing = f"editing {len(records)} facts at once" if edit else f"forgetting {len(records)} facts"
-        watch.phase(f"{self.part.name}, {doing}")
+        self.session.watch.phase(f"{self.part.name}, {doing}")
         request = [record.edit for record in records] if edit else self._request(records)
         progress = self._told("") if edit else self._trained
 
-        def call(_: list[str]) -> list[Patch]:
-            return [self.operator(self.session.handle, request, seed=seed, progress=progress)]
+        def call(_: list[str]) -> list[Patch | MethodError]:
+            try:
+                return [self.operator(self.session.handle, request, seed=seed, progress=progress)]
+            except MethodError as error:
+                if edit:
+                    return [error]
+                raise
 
-        found = self._kept({self._id("joint", "all"): [record.id for record in records]}, call)
-        self._ask("joint", [(tuple(patch for patch, _ in found.made.values()), records)])
+        return self._kept({self._id("joint", name): [record.id for record in records]}, call)
+
+    def _that_can(self, records: Sequence[EditRecord], whole: Computed) -> list[EditRecord]:
+        """The facts that can be edited by themselves; the others are passed over. Raises MethodError where each can, or
+        none. Those that the single arm has not tried are tried now: it takes long, so not before all together failed.
+        """
+        self.session.watch.phase(f"{self.part.name}, looking for facts that it cannot edit")
+        failed = self._by_fact("single", self._each(records).failed)
+        if not failed:
+            raise self._fails("joint", whole)
+        self._pass_over("joint", failed, len(records))
+        return [record for record in records if record.id not in failed]
 
     def _request(self, records: Sequence[ForgetRecord]) -> ForgetRequest:
         spec, ids = self.session.spec, [record.id for record in records]
@@ -170,10 +206,17 @@ class Trial:
     def _kept(
         self, wanted: Mapping[str, Sequence[str]], call: Callable[[list[str]], Sequence[Patch | MethodError]]
     ) -> Computed:
-        """The patches of these changes, by id with the facts of each."""
+        """The patches of these changes, by id with the facts of each; they go into the record."""
+        found = self._computed(wanted, call)
+        self.session.changes += [change for _, change in found.made.values()]
+        return found
+
+    def _computed(
+        self, wanted: Mapping[str, Sequence[str]], call: Callable[[list[str]], Sequence[Patch | MethodError]]
+    ) -> Computed:
         session = self.session
         give_back()
-        found = compute(
+        return compute(
             session.handle,
             session.folder,
             session.journal,
@@ -184,8 +227,6 @@ class Trial:
             seed=session.spec.seed,
             call=call,
         )
-        session.changes += [change for _, change in found.made.values()]
-        return found
 
     def _ask(self, arm: str, changed: Sequence[tuple[tuple[Patch, ...], Sequence[Record]]]) -> None:
         """Put every probe's questions about the records to the model with and without the patches on."""

@@ -104,6 +104,7 @@ def key_of(handle: ModelHandle, names: Sequence[str], lessons: Sequence[Lesson],
     parts = {
         "version": VERSION,
         "base": handle.base_digest,
+        "setup": handle.setup_digest,
         "names": names,
         "lessons": [asdict(lesson) for lesson in lessons],
         "computed": str(handle.dtype),

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from tables import QUICK
 
 from editkit.errors import InputError
-from editkit.interference import Moved, Neighbour, Removal, edits_of, overlap, removal
+from editkit.interference import Moved, Neighbour, Removal, apart, edits_of, overlap, removal
 from editkit.operators import configured
-from editkit.patch import DenseDelta, LowRankDelta, PromptPatch, WeightPatch
+from editkit.patch import DenseDelta, LowRankDelta, PromptPatch, Provenance, WeightPatch
 from editkit.scoring import score_pairs
 
 
@@ -52,6 +52,28 @@ def test_overlap_counts_what_lies_in_other_matrices_and_is_none_where_nothing_is
     assert overlap(WeightPatch({"u": own}), two) is None
     assert overlap(PromptPatch(str.upper, digest="upper"), two) is None
     assert overlap(two, WeightPatch({"b": DenseDelta(torch.ones(3))})) is None
+
+
+def test_why_there_is_no_overlap_is_told_where_there_is_none_and_only_there():
+    shared = WeightPatch({"w": low_rank(np.random.default_rng(0), 2)})
+    nothing = WeightPatch({"w": DenseDelta(torch.zeros(5, 7))})
+    assert apart(shared, WeightPatch({"u": nothing.deltas["w"]})) == "the two change no matrix in common"
+    assert overlap(shared, nothing) is None and apart(shared, nothing) == "its change is zero"
+    beside = PromptPatch(str.upper, Provenance("ike"), digest="upper")
+    for pair in ((beside, shared), (shared, beside)):
+        assert "beside the weights (ike), where there is no matrix to compare" in apart(*pair)
+
+
+@pytest.mark.parametrize("name", ["grace", "serac", "wise"])
+def test_operators_that_work_beside_the_weights_say_so(handle, name):
+    for operator in ("rome", name, "rome"):
+        handle.apply(configured(operator, handle, QUICK[operator])[0](handle, ENDING[:1], seed=0))
+    for place in range(3):
+        others = removal(handle, place).others
+        assert all((other.overlap is None) == bool(other.apart) for other in others)
+        beside = [other for other in others if 1 in (place, other.place)]
+        assert beside and all(f"({name})" in other.apart for other in beside)
+    handle.rollback()
 
 
 def stack(handle, name="rome"):

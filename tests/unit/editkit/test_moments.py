@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from fractions import Fraction
 
 import numpy as np
 import pytest
 import torch
 from conftest import CORPUS, LAYOUTS, make_handle
 from edit_examples import private_cache
+from twins import twin
 
 from editkit import moments, sampling
 from editkit.moments import MomentSettings, second_moments
@@ -48,6 +50,30 @@ def test_they_equal_numpys_on_every_layout(handle_of, layout):
     for layer, moment in found.items():
         assert moment.tokens == sum(map(len, pieces))
         np.testing.assert_allclose(moment.matrix, numpy_moment(handle, layer, pieces), rtol=1e-3, atol=1e-5)
+
+
+def test_sums_are_as_exact_as_float64_is():
+    """Keys of one sign, so that nothing cancels, whose entries span twelve powers of ten: against fractions."""
+    keys = torch.rand(300, 4, generator=torch.Generator().manual_seed(0)) * torch.tensor([1e6, 1e3, 1.0, 1e-6])
+    exact = [[Fraction(number) for number in row] for row in keys.tolist()]
+    expected = [[float(sum(row[i] * row[j] for row in exact)) for j in range(4)] for i in range(4)]
+    np.testing.assert_allclose(moments._gram(keys), expected, rtol=1e-10, atol=0)
+
+
+def test_nothing_is_lost_from_batch_to_batch(monkeypatch):
+    """What the matrix reads is caught while it is measured (one token a row: no padding), of sizes far apart."""
+    monkeypatch.setattr(moments, "ROWS", 7)
+    handle, keys = make_handle("llama"), []
+    with torch.no_grad():
+        up = handle.model.get_parameter("model.layers.1.mlp.up_proj.weight")
+        up.mul_(torch.logspace(-4, 4, len(up))[:, None])
+    handle.module("mlp_out", 1).register_forward_hook(lambda m, i, o: keys.append(i[0][:, 0].double().numpy()))
+    moment = second_moments(handle, [1], MomentSettings(tokens=300, length=1), texts=CORPUS * 9)[1]
+    stacked = np.concatenate(keys)
+    expected = stacked.T @ stacked / 300
+    scale = np.sqrt(np.outer(expected.diagonal(), expected.diagonal()))
+    assert len(keys) > 40 and len(stacked) == moment.tokens == 300
+    assert (np.abs(moment.matrix.numpy() - expected) / scale).max() < 1e-12
 
 
 def test_no_more_tokens_are_read_than_asked_for(handle):
@@ -100,6 +126,7 @@ def test_nothing_above_the_last_layer_is_computed(handle):
 
 def test_the_key_changes_with_whatever_the_matrix_depends_on(handle, tmp_path):
     other = make_handle("llama", seed=1)
+    other_config, other_tokenizer = twin(handle, hidden_act="relu"), twin(handle, bos=True)
     corpus = tmp_path / "corpus.txt"
     corpus.write_text("\n".join(CORPUS), encoding="utf-8")
     change = dataclasses.replace
@@ -115,6 +142,8 @@ def test_the_key_changes_with_whatever_the_matrix_depends_on(handle, tmp_path):
         second_moments(handle, [0], SMALL, texts=CORPUS[::-1])[0].key,
         second_moments(other, [0], SMALL, texts=CORPUS)[0].key,
         second_moments(make_handle("llama", dtype=torch.float64), [0], SMALL)[0].key,
+        *(second_moments(each, [0], SMALL)[0].key for each in (other_config, other_tokenizer)),
+        *(second_moments(each, [0], SMALL, texts=CORPUS)[0].key for each in (other_config, other_tokenizer)),
     ]
     assert len(set(keys)) == len(keys)
     assert second_moments(handle, [0], SMALL, texts=CORPUS)[0].key == keys[7]  # the same text, however it is given

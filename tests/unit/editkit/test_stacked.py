@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from torch import nn
 
 from editkit.blocks import without_patches
 from editkit.errors import InputError
+from editkit.handle import SHOWN, ModelHandle
 from editkit.patch import LowRankDelta, PatchError, PromptPatch, Provenance, WeightPatch
 from editkit.stacked import NEWEST, Stacked
 
@@ -149,6 +151,46 @@ def test_the_others_stay_where_one_does_not_go_on_alone(handle, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             handle.remove(0)
         assert handle.fingerprint() == whole and [*handle.patches] == patches
+
+
+def subsets(items):
+    return [set(chosen) for size in range(len(items) + 1) for chosen in itertools.combinations(items, size)]
+
+
+@pytest.mark.parametrize("shown", [SHOWN, 64])
+def test_what_removals_left_is_put_on_again_where_all_that_lacks_below_is_waived_and_only_there(handle, shown):
+    patches = stack_of(handle, 3)
+    for removed, waived in itertools.product(subsets(range(3)), repeat=2):
+        left = [number for number in range(3) if number not in removed]
+        again = ModelHandle.of(handle.model, handle.tokenizer)
+        again.waive(*(patches[number].digest[:shown] for number in waived))
+        with handle.patched(*patches):
+            for place in sorted(removed, reverse=True):
+                handle.remove(place)
+            expected = handle.fingerprint()
+        refused = [number for number in left if {lower for lower in removed if lower < number} - waived]
+        if refused:
+            lacks = ", ".join(patches[n].digest[:SHOWN] for n in sorted(removed - waived) if n < refused[0])
+            with pytest.raises(PatchError, match=f"and {lacks} is not on 'model'"):
+                again.patched(*(patches[number] for number in left)).__enter__()
+            assert again.patches == ()
+        else:
+            with again.patched(*(patches[number] for number in left)):
+                assert again.fingerprint() == expected
+
+
+def test_the_refusal_says_how_it_is_waived_and_what_names_no_patch_waives_none(handle):
+    below, above = stack_of(handle, 2)
+    short = below.digest[:SHOWN]
+    for waived in ((), ("",), (short[:-1],), (above.digest,), (below.digest + "0",)):
+        handle.waive(*waived)
+        with pytest.raises(PatchError, match=rf"waive\('{short}'\), on the command line --without {short}$"):
+            handle.apply(above)
+    with pytest.raises(PatchError, match="made for weights"):
+        handle.waive(below.digest, "0" * 64)
+        handle.apply(WeightPatch(above.deltas, Provenance(base="0" * 64)))
+    handle.apply(above)
+    handle.rollback()
 
 
 def test_there_must_be_such_a_patch(handle):

@@ -10,6 +10,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from conftest import make_handle
 from typer.testing import CliRunner
 
@@ -312,6 +313,7 @@ def test_edits_on_top_of_each_other_are_saved_and_one_is_taken_out_from_below(ed
     given = [part for file in files for part in ("--patch", file)]
     output = editkit("remove", *given, "--take-out", files[1], "--model", model, "--save", tmp_path / "left", code=0)
     told = " ".join(output.split())
+    assert f"made on top of it, give --without {files[1]}" in told
     assert "of its own 1 edit" in told and "of 2 edits of the others" in told
     handle = ModelHandle.load(model)
     for file in files:
@@ -326,6 +328,60 @@ def test_edits_on_top_of_each_other_are_saved_and_one_is_taken_out_from_below(ed
         again = [*given, "--patch", files[0]]
         output = editkit("remove", *again, "--take-out", wrong, "--model", model, code=2)
         assert "must be one of the patches, named once" in " ".join(output.split())
+
+
+def test_what_a_removal_left_goes_on_again_where_the_patch_taken_out_is_named(editkit, tmp_path, model):
+    from editkit.handle import ModelHandle
+    from editkit.patch import DenseDelta, Provenance, WeightPatch, load_patch
+
+    handle, files, digests = ModelHandle.load(model), [], []
+    for number in range(3):
+        name, told = handle.weight_name("mlp_out", number), {"on_top_of": [*digests], "edits": []}
+        delta = DenseDelta(torch.full(handle.matrix(name).shape, 1e-3))
+        patch = WeightPatch({name: delta}, Provenance("mine", base=handle.base_digest, notes=told))
+        files.append(tmp_path / f"{number}.safetensors")
+        patch.save(files[-1])
+        digests.append(patch.digest)
+    path = facts(tmp_path, GOOD)
+    given = ["--model", model]
+    asked = [*given, "--facts", path, "--all-facts"]
+    commands = (
+        ["probe", *asked, "-p", "rewrite", "--on", files[0], "--patch", files[2]],
+        ["edit", *asked, "-o", "ft_l", "--on", files[0], "--on", files[2], "--dry-run"],
+        [
+            "edit",
+            *asked,
+            "-o",
+            "ft_l",
+            "--on",
+            files[0],
+            "--on",
+            files[2],
+            "--save",
+            tmp_path / "edited",
+            "--overwrite",
+        ],
+        ["remove", *given, "--patch", files[0], "--patch", files[2], "--take-out", files[0]],
+    )
+    for command, named in zip(commands, (files[1], digests[1], digests[1][:12], files[1]), strict=True):
+        assert f"--without {digests[1][:12]}" in editkit(*command, code=2).replace("\n", " ")
+        editkit(*command, "--without", named, code=0)
+    assert "is not on" in editkit(*commands[0], "--without", files[0], code=2), "another patch waives nothing"
+    output = editkit(*commands[0], "--without", "nowhere", code=2)
+    assert "--without nowhere is no file of a patch and no digest of one (12 to 64 hexadecimal digits" in output
+    made = load_patch(tmp_path / "edited" / "editkit_patch.safetensors")
+    assert made.provenance.notes["on_top_of"] == [digests[0], digests[2]]
+
+
+def test_the_exit_code_of_an_edit_says_that_it_was_saved_and_the_help_says_so(editkit, tmp_path, model):
+    path = facts(tmp_path, GOOD)
+    told = editkit(
+        "edit", "--facts", path, "--model", model, "-o", "ft_l", "--all-facts", "--save", tmp_path / "e", code=0
+    )
+    assert "0 of 1 fact" in told and "did not take" in told and (tmp_path / "e" / "model.safetensors").exists()
+    for command in ("edit", "unlearn"):
+        codes = " ".join(editkit(command, "--help", code=0).split())
+        assert "0 it was saved (what it prints says whether it took" in codes
 
 
 def test_a_dry_run_says_what_it_takes_and_saves_nothing(editkit, tmp_path, model):

@@ -6,18 +6,31 @@ import errno
 import json
 import os
 import re
+from dataclasses import dataclass
+from typing import ClassVar
 
 import pytest
+import torch
 from conftest import make_handle
+from edit_examples import ENDING
+from hypothesis import given
+from hypothesis import strategies as st
 from tables import QUICK
 from typer.testing import CliRunner
 
-from editkit.errors import UnableError
+from editkit.data import DataError
+from editkit.entries import Entry
+from editkit.errors import MethodError, UnableError
+from editkit.facts import Fact
 from editkit.handle import ModelHandle
+from editkit.linalg import SolveError
+from editkit.operators import EDITS, configured, provenance_of
+from editkit.patch import DenseDelta, WeightPatch, load_patch
 from probes.verdict import Answer, Case, Class, Expect, Marks, Reply, Verdict
 from reports.cli import app
-from reports.commands import PATCH_FILE, change, check_save, listed, took
+from reports.commands import PATCH_FILE, change, check_save, listed, named, plan, took
 from reports.console import err, out
+from reports.removing import remove
 from reports.spec import make_spec
 from reports.watch import Silent
 
@@ -143,6 +156,155 @@ def test_it_is_said_how_many_facts_took(task, classes, message):
     assert ("Degenerate" in text) == (Class.DEGENERATE in classes)
 
 
+# Which facts were changed, and which were not ----------------------------------------------------------------------
+
+CAPITALS = (("France", "Paris"), ("Italy", "Rome"), ("Japan", "Tokyo"), ("Peru", "Lima"))
+
+
+@dataclass(frozen=True, slots=True)
+class Choosy:
+    """Finds a change for all subjects but some, and for no more than `most` at once."""
+
+    fails: tuple[str, ...] = ()
+    most: int = 9
+    asked: ClassVar[list[list[str]]] = []
+
+    def __call__(self, handle, edits, *, seed, progress=None):
+        self.asked.append([edit.fact.subject for edit in edits])
+        for edit in edits:
+            if edit.fact.subject in self.fails:
+                raise SolveError(f"cannot edit {edit.fact.subject!r}: its key is nothing")
+        if len(edits) > self.most:
+            raise SolveError("keys of two facts coincide")
+        name = handle.weight_name("mlp_out", 1)
+        delta = DenseDelta(torch.full(handle.matrix(name).shape, 1e-3))
+        return WeightPatch({name: delta}, provenance_of("choosy", self, handle, edits, seed))
+
+
+@pytest.fixture
+def four(ground, tmp_path, monkeypatch):
+    """A file of four facts; gives a spec of an operator on it."""
+    EDITS.names()
+    monkeypatch.setitem(EDITS._items, "choosy", Choosy)
+    monkeypatch.setattr(Choosy, "asked", [])
+    monkeypatch.setattr(out, "width", 300)
+    rows = [FACT | {"subject": subject, "object": old, "target_new": "Cairo"} for subject, old in CAPITALS]
+    (tmp_path / "four.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+
+    def spec(name="choosy", facts=None, preset="published", **settings):
+        source = {"source": str(tmp_path / "four.jsonl"), "known_only": False}
+        part = {"name": name, "settings": settings, "preset": preset}
+        return spec_of(ground, "ft_l", facts=source | (facts or {}), operators=[part])
+
+    return spec
+
+
+def said_of(spec, save):
+    with out.capture() as said:
+        change("edit", spec, save, Silent())
+    return said.get()
+
+
+def known_are(monkeypatch, *subjects):
+    monkeypatch.setattr("reports.choose.is_right", lambda entry, *_: entry.fact.subject in subjects)
+
+
+def test_one_bad_fact_does_not_lose_the_others(four, tmp_path):
+    told = said_of(four(fails=["Italy"]), tmp_path / "saved")
+    assert "Passed over, for choosy finds no edit: Italy (four/2): cannot edit 'Italy': its key is nothing." in told
+    assert told.count("Italy (") == 1 and "0 of 3 facts give the new answer" in told
+    first, *alone, last = map(sorted, Choosy.asked)
+    assert {subject for [subject] in alone} == {*first} == {*last, "Italy"} and len(last) == 3
+    notes = load_patch(tmp_path / "saved" / PATCH_FILE).provenance.notes
+    assert {edit["subject"] for edit in notes["edits"]} == {"France", "Japan", "Peru"}
+    assert notes["passed_over"] == {"four/2": "cannot edit 'Italy': its key is nothing"}
+
+
+def test_facts_that_can_be_edited_together_are_not_tried_one_by_one(four, tmp_path):
+    assert "Passed over" not in said_of(four(), tmp_path / "saved")
+    assert len(Choosy.asked) == 1
+    assert "passed_over" not in load_patch(tmp_path / "saved" / PATCH_FILE).provenance.notes
+
+
+@pytest.mark.parametrize(
+    ("settings", "n", "message"),
+    [
+        ({"fails": [subject for subject, _ in CAPITALS]}, 4, "no fact could be edited; the first of 4: .*its key is nothing$"),
+        ({"fails": [subject for subject, _ in CAPITALS]}, 1, "no fact could be edited; the first of 1: .*its key is nothing$"),
+        ({"most": 1}, 4, "^keys of two facts coincide$"),
+    ],
+)  # fmt: skip
+def test_an_edit_fails_where_no_fact_is_left_or_to_blame(four, tmp_path, settings, n, message):
+    with pytest.raises(MethodError, match=message):
+        change("edit", four(facts={"n": n}, **settings), tmp_path / "saved", Silent())
+    assert not (tmp_path / "saved").exists()
+    assert (len(Choosy.asked) == 1) == (n == 1), "a single fact has been tried by itself"
+    assert sum(len(asked) == n for asked in Choosy.asked) == 1, "all were tried together once"
+
+
+def facts_in(line):
+    return set(re.findall(r"\(four/(\d)\)", line))
+
+
+@pytest.mark.parametrize("known", [None, ("France", "Japan", "Peru"), ("Italy", "Peru")])
+def test_every_fact_of_a_file_is_named_once_with_what_became_of_it(four, tmp_path, monkeypatch, known):
+    """Taken, not known, or not needed: by number in the file."""
+    known_are(monkeypatch, *(known or ()))
+    told = said_of(four(facts={"n": 2, "known_only": known is not None}), tmp_path / "saved")
+    lines = [line for line in told.splitlines() if facts_in(line)]
+    assert sorted(number for line in lines for number in facts_in(line)) == ["1", "2", "3", "4"]
+    assert len(facts_in(lines[0])) == 2 and lines[0].startswith("Facts: ")
+    passed = [line for line in lines if "does not answer it right (with --all-facts" in line]
+    expected = {str(place) for place, (subject, _) in enumerate(CAPITALS, 1) if known and subject not in known}
+    assert set().union(*map(facts_in, passed)) == expected
+    spare = [line for line in lines if "left out by --n: " in line]
+    assert sum(len(facts_in(line)) for line in spare) == 2 - len(expected)
+
+
+def test_a_plan_names_them_too(four, capsys):
+    plan(four(facts={"n": 3}), Silent())
+    told = capsys.readouterr().out
+    assert "Facts: " in told and "1 fact left out by --n: " in told and len(facts_in(told)) == 4
+
+
+def test_a_refusal_says_which_facts_the_model_knows(four, tmp_path, monkeypatch):
+    known_are(monkeypatch, "Italy", "Peru")
+    with pytest.raises(DataError, match="answers right 2 of 4; use --n 2, ") as refused:
+        change("edit", four(facts={"n": 3, "known_only": True}), tmp_path / "saved", Silent())
+    right, wrong = str(refused.value).split("Right: ")[1].split("; not: ")
+    assert facts_in(right) == {"2", "4"} and facts_in(wrong) == {"1", "3"}
+    known_are(monkeypatch)
+    with pytest.raises(DataError, match="answers right 0 of 4") as refused:
+        change("edit", four(facts={"n": 3, "known_only": True}), tmp_path / "saved", Silent())
+    assert "Right:" not in str(refused.value)
+
+
+@given(st.integers(0, 12), st.integers(1, 5))
+def test_some_are_named_and_the_others_counted(number, most):
+    entries = [Entry(f"f/{place}", Fact(f"s{place}", "r", "o", "{} is")) for place in range(number)]
+    told = named(entries, most)
+    assert re.findall(r"\((f/\d+)\)", told) == [entry.id for entry in entries[:most]]
+    more = re.findall(r" and (\d+) more$", told)
+    assert [*map(int, more)] == ([number - most] if number > most else [])
+
+
+@pytest.mark.parametrize(
+    ("name", "preset", "hinted"), [("ft_m", "published", True), ("ft_m", "auto", False), ("choosy", "published", False)]
+)
+def test_who_has_an_untuned_model_is_led_to_a_search_for_settings(four, tmp_path, monkeypatch, name, preset, hinted):
+    monkeypatch.setattr("reports.commands.operator_of", lambda part, handle, *_: configured(part.name, handle))
+    told = said_of(four(name, {"n": 1}, preset), tmp_path / "saved")
+    assert "did not take" in told and ("--preset auto searches" in told) == hinted
+    monkeypatch.setattr("reports.commands.run_probes", lambda *_, **__: [verdict(Class.NEW)])
+    assert "--preset auto" not in said_of(four(name, {"n": 1}, preset), tmp_path / "took")
+
+
+def test_an_operator_that_finds_nothing_leads_there_too(four, tmp_path, ground, monkeypatch):
+    monkeypatch.setenv("EDITKIT_CACHE", str(ground / "cache"))
+    with pytest.raises(MethodError, match="the first of 4: cannot edit .* --preset auto searches some for rome on it$"):
+        change("edit", four("rome", **QUICK["rome"] | {"layer": 2}), tmp_path / "saved", Silent())
+
+
 def test_questions_are_listed_without_a_model(ground, monkeypatch, no_model, capsys):
     monkeypatch.setattr(out, "width", 300)
     listed("edit", spec_of(ground, "rome", probes=("rewrite", "keyword_emphasis", "rephrase")), Silent())
@@ -202,3 +364,29 @@ def test_a_change_that_is_none_of_weights_is_saved_as_its_patch_alone(ground, tm
         change("edit", spec_of(ground, "ike"), tmp_path / "saved", Silent())
     assert [file.name for file in (tmp_path / "saved").iterdir()] == [PATCH_FILE]
     assert "holds the patch alone" in said.get()
+
+
+def test_a_removal_says_in_words_why_there_is_no_overlap_and_how_to_go_on(ground, tmp_path, monkeypatch):
+    monkeypatch.setenv("EDITKIT_CACHE", str(ground / "cache"))
+    monkeypatch.setattr(out, "width", 300)
+    handle, saved = ModelHandle.load(str(ground / "models" / "tiny")), []
+    for name, edit in zip(("grace", "ft_m", "rome", "wise"), (*ENDING, ENDING[0]), strict=True):
+        patch = configured(name, handle, QUICK.get(name))[0](handle, [edit], seed=0)
+        handle.apply(patch)
+        patch.save(tmp_path / name)
+        saved.append(tmp_path / name)
+    told = []
+    for which in (tmp_path / "ft_m", tmp_path / "wise"):
+        with out.capture() as said:
+            remove(spec_of(ground), saved, which, None, Silent())
+        told.append(said.get())
+    first, last = told
+    assert re.search(
+        r"No overlap can be told of \S*grace: a change beside the weights \(grace\), where there is no", first
+    )
+    assert re.search(
+        r"No overlap can be told of \S*wise: a change beside the weights \(wise\), where there is no", first
+    )
+    assert re.search(r"No overlap can be told of \S*ft_m, \S*rome: a change beside the weights \(wise\)", last)
+    assert f"give --without {tmp_path / 'ft_m'}" in first
+    assert "--without" not in last, "nothing was made on top of it"

@@ -11,6 +11,7 @@ from hashlib import sha256
 import pytest
 from conftest import make_handle
 from tables import QUICK
+from twins import twin
 
 from editkit.handle import ModelHandle
 from probes.ask import Key
@@ -18,7 +19,7 @@ from probes.verdict import Reply
 from reports import environment
 from reports.audit import run
 from reports.record import JOURNAL, Journal, RecordError
-from reports.run_folder import LOCK, default_folder, taken
+from reports.run_folder import LOCK, begin, default_folder, taken
 from reports.spec import SpecError, make_spec, read_spec, resolved
 
 FACTS = [
@@ -166,3 +167,19 @@ def test_the_code_is_named_once(monkeypatch):
     """A file that is edited while a run goes on does not change what the run says of itself."""
     monkeypatch.setattr(environment, "_code_digest", lambda: pytest.fail("read again"))
     assert environment.environment(make_handle("llama"))["code"] == environment.CODE
+
+
+def test_a_run_goes_on_with_the_same_weights_config_and_tokenizer(tmp_path):
+    """A hub id gives no stamp of files: what was loaded is compared."""
+    spec, handle = spec_of(tmp_path), make_handle("llama")
+    others = {
+        "set of weights": make_handle("llama", seed=1),
+        "config or tokenizer": twin(handle, rms_norm_eps=0.5),
+    }
+    journal = Journal(tmp_path / JOURNAL)
+    begin(journal, spec, tmp_path, handle)
+    journal.close()
+    begin(Journal(tmp_path / JOURNAL), spec, tmp_path, twin(handle))
+    for what, other in others.items():
+        with pytest.raises(RecordError, match=f"was begun with another {what} of .*; pass --fresh to begin anew"):
+            begin(Journal(tmp_path / JOURNAL), spec, tmp_path, other)

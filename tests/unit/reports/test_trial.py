@@ -40,9 +40,10 @@ class Doubled(nn.Module):
 
 @dataclass(frozen=True, slots=True)
 class Picky:
-    """Finds a change for all subjects but some."""
+    """Finds a change for all subjects but some, and for no more than `most` at once."""
 
     fails: tuple[str, ...] = ()
+    most: int = 9
     asked: ClassVar[list[tuple[str, ...]]] = []
 
     def __call__(self, handle, edits: Sequence[Edit], *, seed, progress=None):
@@ -50,6 +51,8 @@ class Picky:
         for edit in edits:
             if edit.fact.subject in self.fails:
                 raise SolveError(f"cannot edit {edit.fact.subject!r}: its key is nothing")
+        if len(edits) > self.most:
+            raise SolveError("keys of two facts coincide")
         name = handle.weight_name("mlp_out", 1)
         value = torch.full(handle.matrix(name).shape, 1e-3 * len(edits[0].fact.subject))
         return WeightPatch({name: DenseDelta(value)}, provenance_of("picky", self, handle, edits, seed))
@@ -273,3 +276,52 @@ def test_an_edit_operator_is_tried_in_one_change_for_all_where_that_is_asked_for
     assert (change.arm, {*change.facts}) == ("joint", {"france", "italy", "japan", "peru"})
     assert judged(audit, "joint") == {*change.facts} and not judged(audit, "single")
     assert [sorted(subjects) for subjects in Picky.asked] == [["France", "Italy", "Japan", "Peru"]], "one call for all"
+
+
+def _tries_of_a_single_arm(ground, tmp_path):
+    Picky.asked.clear()
+    run(spec_of(ground, {"name": "picky", "arms": ["single"], "settings": {"fails": ["Italy"]}}), tmp_path / "alone")
+    return len(Picky.asked)
+
+
+@pytest.mark.parametrize("arms", [["joint"], ["single", "joint"], ["joint", "single"]])
+def test_one_bad_fact_does_not_lose_the_change_for_all(ground, tmp_path, arms):
+    """It is passed over, told once an arm, and tried by itself once, now and on resume."""
+    spec = spec_of(ground, {"name": "picky", "arms": arms, "settings": {"fails": ["Italy"]}})
+    audit = run(spec, tmp_path)
+    rest = {"france", "japan", "peru"}
+    [change] = [change for change in audit.changes if change.arm == "joint"]
+    assert {*change.facts} == judged(audit, "joint") == rest
+    assert {edit["subject"] for edit in change.notes["edits"]} == {"France", "Japan", "Peru"}
+    told = [note for note in audit.notes if "Italy" in note]
+    assert len(told) == len(arms) and all("its key is nothing" in note for note in told)
+    assert any("all facts at once: could not edit 'italy', which is passed over there" in note for note in told)
+    assert all(note in (tmp_path / "report.md").read_text().replace("\\", "") for note in told)
+    singly = sum(len(asked) == 1 for asked in Picky.asked)
+    assert singly == _tries_of_a_single_arm(ground, tmp_path), "what the single arm found serves the joint one too"
+    assert {change.arm for change in audit.changes} == {*arms}, "what was tried by itself is no arm that was asked for"
+    cut(tmp_path)
+    Picky.asked.clear()
+    again = run(spec, tmp_path)
+    assert Picky.asked == []
+    assert [change.digest for change in again.changes] == [change.digest for change in audit.changes]
+    assert [note for note in again.notes if "Italy" in note] == told
+
+
+@pytest.mark.parametrize(
+    ("settings", "message", "together"),
+    [
+        ({"fails": list(SUBJECTS)}, "no fact could be edited; the first of 4: .*its key is nothing", [4]),
+        ({"most": 1}, "all facts at once: keys of two facts coincide", [4]),
+        ({"fails": ["Peru"], "most": 2}, "all facts at once: keys of two facts coincide", [4, 3]),
+    ],
+)
+def test_a_change_for_all_fails_where_no_fact_is_left_or_to_blame(ground, tmp_path, settings, message, together):
+    spec = spec_of(ground, {"name": "picky", "arms": ["joint"], "settings": settings})
+    with pytest.raises(MethodError, match=message):
+        run(spec, tmp_path)
+    assert [len(asked) for asked in Picky.asked if len(asked) > 1] == together
+    Picky.asked.clear()
+    with pytest.raises(MethodError, match=message):
+        run(spec, tmp_path)
+    assert Picky.asked == []
