@@ -167,7 +167,7 @@ class EditRecord:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A prompt and the text that follows it, without the space between."""
+    """A `prompt` and the text that follows it, the `completion`, without the space between."""
 
     prompt: str
     completion: str

@@ -22,7 +22,8 @@ CYCLE = ("retain", "update", "retain", "update", "retain", "update", "retain", "
 
 @dataclass(frozen=True, slots=True)
 class Lesson:
-    """A new fact, other prompts for the same (`rewordings`), and facts of other subjects that stay (`others`)."""
+    """A new fact (`target_new` is what follows `prompt`), other prompts for the same (`rewordings`), and facts of other
+    subjects that stay (`others`)."""
 
     prompt: str
     target_new: str

@@ -15,7 +15,8 @@ from editkit.moments import Moment
 
 @dataclass(frozen=True, slots=True)
 class LeastSquares(ManyLayers):
-    """`moment_weight`: λ, how much old keys weigh beside the new ones."""
+    """`moment_weight`: λ, as how many keys the usual ones weigh beside those of the edits: the larger, the less the
+    edit takes and the less the neighbours suffer. The other settings are those of `ManyLayers`."""
 
     moment_weight: float = 15000.0
 

@@ -27,7 +27,10 @@ MEMIT_CONTEXTS = Contexts(lengths=(10,), each=5)
 @dataclass(frozen=True, slots=True)
 class ManyLayers:
     """`layers`: numbers of the blocks whose `mlp_out` is edited, from low to high; values are searched at the last.
-    `batch`: how many edits of one call share an update, the next batch on the model with those before; 0: all."""
+    `target`: how the value is searched under which the model says the new object. `contexts`: what stands before the
+    prompt in the search, and where keys are read: more of them make an edit hold in more places, and take longer.
+    `moments`: on which text C is measured, and how much. `batch`: how many edits of one call share an update, the next
+    batch on the model with those before; 0: all."""
 
     name: ClassVar[str]
     share: ClassVar[Callable[[int], float]] = float  # what the lacking part is divided by, of the layers left
@@ -53,8 +56,11 @@ class ManyLayers:
     def __call__(
         self, handle: ModelHandle, edits: Sequence[Edit], *, seed: int, progress: Progress | None = None
     ) -> WeightPatch:
-        """A low-rank patch of each layer's matrix, one rank an edit; `notes` tell how each search went. Raises
-        SolveError."""
+        """A low-rank patch of each layer's matrix, one rank an edit; `notes` tell how each search went.
+
+        Raises SolveError, which names the subject or the layer, where no trustworthy change is found, InputError where
+        there is no edit, no such layer or no token of the subject, and PromptTooLong where an edit does not fit the
+        model's context."""
         plan, about = self._plan(handle, progress)
         past = self.past(handle)
         found = in_batches(handle, edits, plan, self.batch, past, seed=seed, progress=progress)

@@ -22,7 +22,9 @@ from editkit.patch import LowRankDelta, WeightPatch
 
 @dataclass(frozen=True, slots=True)
 class OneLayer:
-    """`layer`: number of the block whose `mlp_out` is edited."""
+    """`layer`: number of the block whose `mlp_out` is edited. `target`: how the value is searched under which the model
+    says the new object. `contexts`: what stands before the prompt in the search, and where the key is read: more of
+    them make an edit hold in more places, and take longer. `moments`: on which text C is measured, and how much."""
 
     name: ClassVar[str]
 
@@ -40,7 +42,11 @@ class OneLayer:
         self, handle: ModelHandle, edits: Sequence[Edit], *, seed: int, progress: Progress | None = None
     ) -> WeightPatch:
         """A low-rank patch of one matrix, one rank an edit, each edit made on the model with those before it; `notes`
-        tell how each search went. Raises SolveError."""
+        tell how each search went.
+
+        Raises SolveError, which names the subject, where no trustworthy change is found, InputError where there is no
+        edit, no such layer or no token of the subject, and PromptTooLong where an edit does not fit the model's
+        context."""
         plan, about = self._plan(handle, progress)
         delta, searches = one_after_another(handle, edits, plan, seed=seed, progress=progress)
         return self._patch(handle, delta, edits, seed, {"searches": searches} | about)

@@ -31,7 +31,10 @@ ROWS = 64  # prompts at once: gradients of larger sets are summed over parts
 
 @dataclass(frozen=True, slots=True)
 class OneMatrix:
-    """`layer`: number of the block whose `mlp_out` is trained; `stop_below`: mean loss in nats a token."""
+    """`layer`: number of the block whose `mlp_out` is trained. `learning_rate`: of Adam, about what a step moves each
+    entry of the matrix; `steps`: of them, at the most; `stop_below`: the mean loss over all edits, in nats a token, at
+    which it ends before. A higher rate, more steps or a lower loss make edits surer and cost more neighbours.
+    """
 
     name: ClassVar[str]
 
@@ -60,7 +63,10 @@ class OneMatrix:
     def __call__(
         self, handle: ModelHandle, edits: Sequence[Edit], *, seed: int, progress: Progress | None = None
     ) -> WeightPatch:
-        """A dense patch of one matrix; `notes` tell steps and loss. Nothing is random: the seed is only recorded."""
+        """A dense patch of one matrix; `notes` tell steps and loss. Nothing is random: the seed is only recorded.
+
+        Raises InputError where there is no edit, no such layer or no token in a prompt or object, PromptTooLong where
+        an edit does not fit the model's context, and TrainingError where the loss is not finite."""
         if not edits:
             raise InputError("no edits; give at least one")
         (name,) = self.touches(handle)

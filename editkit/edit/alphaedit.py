@@ -35,7 +35,9 @@ from editkit.operators import EDITS
 @dataclass(frozen=True, slots=True)
 class AlphaEdit(ManyLayers):
     """`threshold`: directions with a second moment below it are free; `directions`, above 0: that share of them, those
-    with the least, instead. `ridge`: L₂, what keeps the update small."""
+    with the least, instead. The more are free, the more the edit takes and the less what must stay is kept. `ridge`:
+    L₂, on the scale of a key's squared norm: larger keeps the update smaller. `layers`, `target`, `contexts`, `moments`
+    and `batch` are those of `ManyLayers`."""
 
     name: ClassVar[str] = "alphaedit"
     threshold: float = 2e-2

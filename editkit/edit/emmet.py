@@ -7,7 +7,7 @@ it is R-ROME.
 
 Differs from the authors' code:
 - `ridge` is relative: it is added to Kᵀ C⁻¹ K over the mean of its diagonal (theirs: 0.1 on the matrix as it is, whose
-  entries are of the size of d_in);
+  entries are of the size of d_in over the factor, 1 to 100,000 in their settings, that C has there);
 - where it differs from the code of MEMIT, `memit` does so too: see the list there.
 """
 
@@ -28,7 +28,9 @@ from editkit.operators import EDITS
 @EDITS.register("emmet")
 @dataclass(frozen=True, slots=True)
 class EMMET(ManyLayers):
-    """`ridge`: what keeps keys that nearly coincide apart, as a share of the mean of Kᵀ C⁻¹ K's diagonal."""
+    """`ridge`: what keeps keys that nearly coincide apart, as a share of the mean of Kᵀ C⁻¹ K's diagonal: larger keeps
+    the change smaller, and keys get less than their values (0: the whole). `layers`, `target`, `contexts`, `moments`
+    and `batch` are those of `ManyLayers`."""
 
     name: ClassVar[str] = "emmet"
     ridge: float = 1e-3

@@ -29,7 +29,8 @@ from editkit.tokens import encode_pair
 @EDITS.register("ft")
 @dataclass(frozen=True, slots=True)
 class FT(OneMatrix):
-    """`layer`: number of the block whose `mlp_out` is trained; `stop_below`: mean loss in nats a token."""
+    """Settings are those of `OneMatrix`: `layer`, `learning_rate`, `steps`, `stop_below`; here the loss is that of the
+    whole sentence."""
 
     name: ClassVar[str] = "ft"
 

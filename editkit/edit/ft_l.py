@@ -30,7 +30,9 @@ from editkit.operators import EDITS
 @EDITS.register("ft_l")
 @dataclass(frozen=True, slots=True)
 class FTL(OneMatrix):
-    """`layer`: number of the block whose `mlp_out` is trained; `bound`: ε; `stop_below`: mean loss in nats a token."""
+    """`bound`: ε, the most that any entry of the matrix moves, in the units of its entries: below what the edits need
+    they do not take, and the larger, the more neighbours go. `layer`, `learning_rate`, `steps` and `stop_below` are
+    those of `OneMatrix`."""
 
     name: ClassVar[str] = "ft_l"
     row = staticmethod(answer_row)

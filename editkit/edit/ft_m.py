@@ -26,7 +26,7 @@ from editkit.operators import EDITS
 @EDITS.register("ft_m")
 @dataclass(frozen=True, slots=True)
 class FTM(OneMatrix):
-    """`layer`: number of the block whose `mlp_out` is trained; `stop_below`: mean loss in nats a token."""
+    """Settings are those of `OneMatrix`: `layer`, `learning_rate`, `steps`, `stop_below`; the loss is the object's."""
 
     name: ClassVar[str] = "ft_m"
     row = staticmethod(answer_row)

@@ -52,8 +52,11 @@ SAME = 1e-3  # what differs by so much of its norm is the same state, computed i
 @EDITS.register("grace")
 @dataclass(frozen=True, slots=True)
 class GRACE:
-    """`layer`: number of the block beside whose `mlp_out` the codebook stands; `radius`: ε of a new key, in the units
-    of what the matrix reads; `stop_below`: loss of each edit in nats a token."""
+    """`layer`: number of the block beside whose `mlp_out` the codebook stands. `radius`: ε of a new key, a distance in
+    the units of what the matrix reads: larger reaches more wordings of an edit, and more of its neighbours.
+    `learning_rate`: of Adam, about what a step moves each entry of a value, in the units of what the matrix gives;
+    `steps`: of them, at the most; `stop_below`: the loss in nats a token below which every edit must come for it to end
+    before: lower makes objects surer and reaches no further."""
 
     name: ClassVar[str] = "grace"
 
@@ -70,7 +73,11 @@ class GRACE:
     def __call__(
         self, handle: ModelHandle, edits: Sequence[Edit], *, seed: int, progress: Progress | None = None
     ) -> GracePatch:
-        """A codebook for one layer; `notes` tell steps, loss and keys. Nothing is random: the seed is only recorded."""
+        """A codebook for one layer; `notes` tell steps, loss and keys. Nothing is random: the seed is only recorded.
+
+        Raises InputError where there is no edit, no such layer or no token in a prompt or object, and where two edits
+        give one prompt different objects; PromptTooLong where an edit does not fit the model's context; TrainingError
+        where a loss is not finite."""
         if not edits:
             raise InputError("no edits; give at least one")
         return self._patches(handle, [edits], seed, progress)[0]

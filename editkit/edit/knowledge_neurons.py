@@ -43,7 +43,9 @@ from editkit.tokens import encode_pair
 @EDITS.register("knowledge_neurons")
 @dataclass(frozen=True, slots=True)
 class KN:
-    """`old_weight` is λ₁, `new_weight` λ₂; `neurons`: how they are found; `contexts`: what is put before the prompt."""
+    """`old_weight` is λ₁, `new_weight` λ₂: how much of the old object's unembedding is taken from a value slot and of
+    the new one's put there; larger moves the answer and its neighbours further. `neurons`: how they are found;
+    `contexts`: what is put before the prompt to find them."""
 
     name: ClassVar[str] = "knowledge_neurons"
 

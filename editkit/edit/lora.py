@@ -51,8 +51,11 @@ ATTENTION = Scope(modules=("attention",))
 @EDITS.register("lora")
 @dataclass(frozen=True, slots=True)
 class LoRA:
-    """`rank`: r; `alpha`: α, the change is scaled by α/r; `stop_below`: mean loss in nats a token; `scope`: which
-    matrices (of linear layers in blocks) are trained."""
+    """`rank`: r, the rank of each matrix's change; `alpha`: α, the change is scaled by α/r, so that a step goes the
+    further the larger it is; `scope`: which matrices (of linear layers in blocks) are trained. `learning_rate`: of
+    Adam, about what a step moves each entry of A and B; `steps`: of them, at the most; `stop_below`: the mean loss over
+    all edits, in nats a token, at which it ends before. A higher rate, more steps or a lower loss make edits surer and
+    cost more of what else the model knew."""
 
     name: ClassVar[str] = "lora"
 
@@ -73,7 +76,11 @@ class LoRA:
     def __call__(
         self, handle: ModelHandle, edits: Sequence[Edit], *, seed: int, progress: Progress | None = None
     ) -> WeightPatch:
-        """A patch of low-rank factors; `notes` tell steps and loss. Raises UnableError where peft is not installed."""
+        """A patch of low-rank factors; `notes` tell steps and loss. The seed draws A.
+
+        Raises UnableError where peft is not installed, InputError where there is no edit, nothing to train in `scope`
+        or no token in a prompt or object, PromptTooLong where an edit does not fit the model's context, and
+        TrainingError where the loss is not finite."""
         if not edits:
             raise InputError("no edits; give at least one")
         rows = encode_examples(handle, [Example(edit.fact.text, edit.target_new) for edit in edits])

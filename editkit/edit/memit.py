@@ -28,7 +28,7 @@ from editkit.operators import EDITS
 @EDITS.register("memit")
 @dataclass(frozen=True, slots=True)
 class MEMIT(LeastSquares):
-    """`moment_weight`: λ, how much old keys weigh beside the new ones; the larger, the less the edit takes and the
-    less the neighbours suffer."""
+    """`moment_weight`: λ, as how many keys the old ones weigh beside the new; the larger, the less the edit takes and
+    the less the neighbours suffer. `layers`, `target`, `contexts`, `moments` and `batch` are those of `ManyLayers`."""
 
     name: ClassVar[str] = "memit"

@@ -56,8 +56,9 @@ from editkit.scope import IN_BLOCKS, Scope
 @EDITS.register("mend")
 @dataclass(frozen=True, slots=True)
 class MEND:
-    """`layers`, `modules`: which blocks' linear layers are edited; `strength`: what every step length is multiplied
-    by; `weights`: a file that `fit` gave (""): trained by itself, as `fitting` says)."""
+    """`layers`, `modules`: which blocks' linear layers are edited; `strength`: what every step length is multiplied by
+    (1: as trained; more makes edits surer and costs more neighbours); `weights`: a file that `fit` gave ("": trained by
+    itself, as `fitting` says)."""
 
     name: ClassVar[str] = "mend"
 
@@ -78,7 +79,11 @@ class MEND:
         self, handle: ModelHandle, edits: Sequence[Edit], *, seed: int, progress: Progress | None = None
     ) -> WeightPatch:
         """A patch of low-rank factors, one rank a token. Nothing is random: the seed is only recorded (that of the
-        training without `weights` is `fitting.seed`)."""
+        training without `weights` is `fitting.seed`).
+
+        Raises InputError where there is no edit, no such layer, nothing to edit in it or no token in a prompt or
+        object, and where the file `weights` is not there, damaged or of another model; PromptTooLong where an edit does
+        not fit the model's context; TrainingError where networks have to be trained and their loss is not finite."""
         if not edits:
             raise InputError("no edits; give at least one")
         networks = self._networks(handle, edits, progress)

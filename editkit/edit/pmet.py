@@ -29,8 +29,9 @@ from editkit.operators import EDITS
 @EDITS.register("pmet")
 @dataclass(frozen=True, slots=True)
 class PMET(LeastSquares):
-    """`moment_weight`: λ, how much old keys weigh beside the new ones; the larger, the less the edit takes and the
-    less the neighbours suffer. `target.clamp` bounds each of both residuals by its own value's norm."""
+    """`moment_weight`: λ, as how many keys the old ones weigh beside the new; the larger, the less the edit takes and
+    the less the neighbours suffer. `target.clamp` bounds each of both residuals by its own value's norm. `layers`,
+    `target`, `contexts`, `moments` and `batch` are those of `ManyLayers`."""
 
     name: ClassVar[str] = "pmet"
     share: ClassVar[Callable[[int], float]] = math.sqrt

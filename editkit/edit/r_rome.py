@@ -28,7 +28,7 @@ from editkit.operators import EDITS
 @EDITS.register("r_rome")
 @dataclass(frozen=True, slots=True)
 class RROME(OneLayer):
-    """`layer`: number of the block whose `mlp_out` is edited."""
+    """Settings are those of `OneLayer`: `layer`, `target`, `contexts`, `moments`."""
 
     name: ClassVar[str] = "r_rome"
 

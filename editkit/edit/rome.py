@@ -37,7 +37,7 @@ from editkit.operators import EDITS
 @EDITS.register("rome")
 @dataclass(frozen=True, slots=True)
 class ROME(OneLayer):
-    """`layer`: number of the block whose `mlp_out` is edited."""
+    """Settings are those of `OneLayer`: `layer`, `target`, `contexts`, `moments`."""
 
     name: ClassVar[str] = "rome"
 

@@ -52,8 +52,11 @@ ALL, ANSWER = "all", "answer"
 @dataclass(frozen=True, slots=True)
 class UltraEdit:
     """`layers`: numbers of the blocks whose `mlp_out` is edited; `matrices`: further linear layers, by their paths in
-    the model; `ridge`: λ. `tokens`: "all" of prompt and new object, or only those that predict the "answer". `batch`:
-    how many edits of one call share an update, the next batch on the model with those before; 0: all."""
+    the model. `learning_rate`: η, the length of the step that each token is to take, in proportion to which the change
+    grows: larger makes edits surer and costs more neighbours. `ridge`: λ, on the scale of the squared norm of what a
+    matrix reads: larger keeps the change smaller. `tokens`: "all" of prompt and new object, or only those that predict
+    the "answer". `batch`: how many edits of one call share an update, the next batch on the model with those before;
+    0: all."""
 
     name: ClassVar[str] = "ultraedit"
 
@@ -76,7 +79,11 @@ class UltraEdit:
         self, handle: ModelHandle, edits: Sequence[Edit], *, seed: int, progress: Progress | None = None
     ) -> WeightPatch:
         """A low-rank patch of each matrix, one rank a token (dense where that is no less). Nothing is random: the seed
-        is only recorded. Raises MethodError where a single token is all that was ever read."""
+        is only recorded.
+
+        Raises MethodError where a single token is all that was ever read, InputError where there is no edit, no such
+        layer or matrix or no token in a prompt or object, and PromptTooLong where an edit does not fit the model's
+        context."""
         if not edits:
             raise InputError("no edits; give at least one")
         rows = encode_examples(handle, [Example(edit.fact.text, edit.target_new) for edit in edits])

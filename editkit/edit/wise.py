@@ -69,7 +69,8 @@ class Margins:
 
 @dataclass(frozen=True, slots=True)
 class Unrelated:
-    """Text out of scope, which the model writes: `texts` of `length` tokens."""
+    """Text out of scope, which the model writes: `texts` of `length` tokens. The more, the less of other texts the
+    memory takes to be in scope."""
 
     texts: int = 24
     length: int = 24
@@ -78,9 +79,20 @@ class Unrelated:
 @EDITS.register("wise")
 @dataclass(frozen=True, slots=True)
 class WISE:
-    """`layer`: number of the block whose `mlp_out` has a side memory; `share`: of the least ‖Δ a‖ in scope, the
-    threshold; `mask`: ρ, the share of entries that a shard trains; `density`: of a shard's entries, those that merging
-    keeps; `bound`: of every entry of Δ; `stop_below`: mean loss in nats a token."""
+    """`layer`: number of the block whose `mlp_out` has a side memory. `in_scope`: the tokens whose values it is trained
+    to give, "subject" (the subject's last one, for low layers) or "onward" (all from there on, for high ones).
+
+    `learning_rate`: of gradient descent, for each edit of a shard; `steps`: of each shard, at the most; `stop_below`:
+    the mean loss in nats a token, with what the `margins` between what is in and out of scope lack, at which it ends
+    before. A higher rate, more steps or a lower loss make edits surer. `bound`: of every entry of Δ.
+
+    `share`: of the least ‖Δ a‖ in scope, the threshold: higher leaves more other texts alone, and more wordings out.
+    `shards`: parts into which the edits are dealt, each with a random mask of its own: with more, fewer edits share
+    entries and more is lost in merging; `mask`: ρ, the share of entries that a shard trains; `density`: of a shard's
+    entries, those that merging keeps.
+
+    `contexts`: what stands before the prompts in training: with more of them edits hold in more places. `unrelated`:
+    text that stays out of scope."""
 
     name: ClassVar[str] = "wise"
 
@@ -110,7 +122,11 @@ class WISE:
         self, handle: ModelHandle, edits: Sequence[Edit], *, seed: int, progress: Progress | None = None
     ) -> WisePatch:
         """A side memory of one layer; `notes` tell of each shard, and how well scopes are apart. The seed draws masks,
-        contexts and unrelated text. Raises SolveError where the layer cannot bring an edit about."""
+        contexts and unrelated text.
+
+        Raises SolveError where the layer cannot bring an edit about, InputError where there is no edit, no such layer
+        or no token in a prompt or object, PromptTooLong where a text does not fit the model's context, and
+        TrainingError where the loss is not finite."""
         if not edits:
             raise InputError("no edits; give at least one")
         module = handle.weight_name("mlp_out", self.layer).removesuffix(".weight")

@@ -32,7 +32,8 @@ from editkit.unlearn._request import examples_of
 @UNLEARNERS.register("grad_diff")
 @dataclass(frozen=True, slots=True)
 class GradDiff:
-    """Weights are of the two losses above."""
+    """`forget_weight`, `retain_weight`: of the two losses above; the more the second weighs, the more stays.
+    `schedule`: how long and how hard it trains; `stopping`: when it ends before; `scope`: the parameters that move."""
 
     forget_weight: float = 1.0
     retain_weight: float = 1.0

@@ -32,7 +32,9 @@ from editkit.unlearn._request import examples_of
 @UNLEARNERS.register("npo")
 @dataclass(frozen=True, slots=True)
 class NPO:
-    """`beta`: inverse temperature, > 0; small is close to gradient ascent. Weights are of the two losses above."""
+    """`beta`: inverse temperature, > 0; small is close to gradient ascent. `forget_weight`, `retain_weight`: of the two
+    losses above; the more the second weighs, the more stays. `schedule`: how long and how hard it trains; `stopping`:
+    when it ends before; `scope`: the parameters that move."""
 
     beta: float = 0.1
     forget_weight: float = 1.0
