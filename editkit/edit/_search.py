@@ -60,8 +60,10 @@ class TargetSearch:
 
     def __post_init__(self) -> None:
         check_products(self.products)
-        if self.steps < 1 or self.learning_rate <= 0 or self.clamp <= 0 or self.tokens_per_step < 0:
-            raise InputError(f"{self} needs steps >= 1, learning_rate > 0, clamp > 0 and tokens_per_step >= 0")
+        least = min(self.tokens_per_step, self.kl_weight, self.weight_decay)
+        if self.steps < 1 or self.learning_rate <= 0 or self.clamp <= 0 or least < 0:
+            needs = "steps >= 1, learning_rate > 0, clamp > 0, and tokens_per_step, kl_weight and weight_decay >= 0"
+            raise InputError(f"{self} needs {needs}")
 
 
 @dataclass(frozen=True, slots=True, eq=False)

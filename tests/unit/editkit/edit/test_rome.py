@@ -19,6 +19,7 @@ from editkit.edit._search import TargetSearch, find_targets, rows_of_edit
 from editkit.edit._upper import prepare
 from editkit.edit.r_rome import RROME
 from editkit.edit.rome import ROME
+from editkit.errors import InputError
 from editkit.facts import Edit, Fact
 from editkit.linalg import SolveError, rank_one
 from editkit.moments import MomentSettings, second_moments
@@ -377,6 +378,13 @@ def test_bad_input_is_refused(handle):
     long = Edit(Fact("France", "r", "Paris", "word " * 300 + "{} is"), "Rome")
     with pytest.raises(PromptTooLong, match="shorten the prompt"):
         OPERATOR(handle, [long], seed=0)
+
+
+@pytest.mark.parametrize("name", ["kl_weight", "weight_decay", "tokens_per_step"])
+def test_a_weight_below_zero_rewards_what_it_should_cost(name):
+    with pytest.raises(InputError, match=f"{name}.*>= 0"):
+        TargetSearch(**{name: -1})
+    assert getattr(TargetSearch(**{name: 0}), name) == 0
 
 
 def test_a_model_that_gives_no_numbers_is_an_error():
