@@ -24,16 +24,16 @@ from editkit.files import write_text
 from editkit.handle import ModelHandle
 from editkit.held_out import dice, spread
 from editkit.models import cache_folder
-from editkit.operators import Preset, candidates, each, operator_class, preset_for
+from editkit.operators import Guarding, Preset, candidates, each, operator_class, preset_for
 from editkit.patch import Patch
 from editkit.scoring import score_pairs
 from editkit.settings import build, merged
 
-VERSION = 1  # raise when another choice comes out for the same key
+VERSION = 2  # raise when another choice comes out for the same key
 FACTS = 6
 LEAST_KNOWN = 3  # facts: of a model that knows fewer all are taken
 ASKED = 120  # facts that are asked for, at the most
-FLOOR = 0.01  # of a share in the harmonic mean, so that nothing at all can still be compared
+FLOOR = 0.01  # of a share in the harmonic mean, so that settings under which edits take can still be compared
 
 Progress = Callable[[str, int, int], None]
 Pairs = list[tuple[str, str]]
@@ -43,7 +43,8 @@ Pairs = list[tuple[str, str]]
 class Tried:
     """Settings, and the shares of prompts at which each token of the wanted text was the most likely one: the new
     object at the edits' own prompts and in other wordings, the old one at neighbours that had it before (None where
-    there are none). `score` is their harmonic mean. Higher is better; the one that could not be made has 0."""
+    there are none). `score` is their harmonic mean, higher is better; it is 0 where no edit took, for a model that was
+    left alone keeps all its neighbours."""
 
     settings: dict[str, Any]
     efficacy: float
@@ -51,7 +52,14 @@ class Tried:
     specificity: float | None
 
     @property
+    def takes(self) -> bool:
+        """Whether any edit came about at its own prompt."""
+        return self.efficacy > 0
+
+    @property
     def score(self) -> float:
+        if not self.takes:
+            return 0.0
         shares = [self.efficacy, self.generalization, *([] if self.specificity is None else [self.specificity])]
         return harmonic_mean([max(share, FLOOR) for share in shares])
 
@@ -68,19 +76,33 @@ def auto_preset(
     """The settings of operator `name` that serve this model best, and as their source what was tried.
 
     `fixed` are settings that stay as they are given, `avoid` the subjects of the edits that are to come. Raises
-    InputError where nothing of the operator can be searched, MethodError where no candidate can make an edit.
+    InputError where nothing of the operator can be searched, MethodError where under no candidate an edit takes. Of a
+    guard the settings of the operator within are searched.
     """
-    start, grid = preset_for(name, handle), candidates(name, handle)
     fixed = fixed or {}
+    start, grid = _start(name, handle, fixed)
     open_to = {
         setting: values for setting, values in grid.items() if not _stands_in(fixed, setting) and len(values) > 1
     }
     if not grid:
         raise InputError(f"{name!r} has no settings that are searched by --preset auto; use its preset, {start.source}")
-    base = merged(start.settings, fixed)
     facts, known = _facts(handle, avoid, seed)
-    search = _Search(name, handle, facts, base, seed, progress)
+    search = _Search(name, handle, facts, start.settings, seed, progress)
     return search.preset(open_to, known, start.source)
+
+
+def _start(name: str, handle: ModelHandle, fixed: Mapping[str, Any]) -> tuple[Preset, dict[str, list[Any]]]:
+    """The preset with what is given on top, and the values to be tried, those of a guarded operator among them."""
+    preset, grid = preset_for(name, handle), candidates(name, handle)
+    settings = merged(preset.settings, fixed)
+    _, kind = operator_class(name)
+    if not issubclass(kind, Guarding):
+        return Preset(settings, preset.source), grid
+    of = build(kind, settings).of
+    inner, within = _start(of.name, handle, of.settings)
+    settings = merged(settings, {"of": {"name": of.name, "settings": dict(inner.settings)}})
+    found = grid | {f"of.settings.{setting}": values for setting, values in within.items()}
+    return Preset(settings, f"{preset.source}; {of.name} within: {inner.source}"), found
 
 
 def _stands_in(settings: Mapping[str, Any], dotted: str) -> bool:
@@ -170,10 +192,10 @@ class _Search:
                 self.progress(f"trying {setting} = {value}", place, len(values))
             results.append(self._try(_with(settings, setting, value)))
         best = max(results, key=lambda tried: tried.score)
-        if best.score <= FLOOR:
+        if not best.takes:
             raise MethodError(
-                f"no value of {setting} makes an edit of {self.name!r} take on {self.handle.name!r}; set it by hand, "
-                "or use another operator"
+                f"no value of {setting} makes an edit of {self.name!r} take on {self.handle.name!r} (tried: "
+                f"{', '.join(map(str, values))}); set it by hand, or use another operator"
             )
         return best.settings
 

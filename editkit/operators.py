@@ -106,6 +106,15 @@ class Confined(Protocol):
     def touches(self, handle: ModelHandle) -> Sequence[str]: ...
 
 
+@runtime_checkable
+class Guarding(Protocol):
+    """An operator that tames what another one changes: its setting `of` names that one and its settings."""
+
+    def inner(self, handle: ModelHandle) -> Any:
+        """The other operator, with the settings that it has on this model."""
+        ...
+
+
 class UnlearnOperator(Protocol):
     """Makes a model forget examples and keep others. `progress` is told of each `training.TrainStep`."""
 

@@ -37,9 +37,10 @@ class TrainingError(MethodError, RuntimeError):
 @dataclass(frozen=True, slots=True)
 class Schedule:
     """How long and how hard: `steps` of AdamW with learning rate `learning_rate` after `warmup` linear steps, each on
-    `batch` examples of every term (0: all of them), with AdamW's `weight_decay` (0: none). `clip` bounds the gradient's norm. What is watched is read again
-    every `check_every` steps. `products` are the matrix products of the steps (see editkit/products.py): "float32",
-    "bfloat16" or "auto"; the weights that are trained, and what ends the run, are float32 all the same."""
+    `batch` examples of every term (0: all of them), with AdamW's `weight_decay` (0: none). `clip` bounds the gradient's
+    norm. What is watched is read again every `check_every` steps. `products` are the matrix products of the steps (see
+    editkit/products.py): "float32", "bfloat16" or "auto"; the weights that are trained, and what ends the run, are
+    float32 all the same."""
 
     learning_rate: float = 1e-5
     steps: int = 30

@@ -29,14 +29,15 @@ def check(handle: ModelHandle, records: Sequence[EditRecord], watch: Watch) -> N
 def show_plan(
     handle: ModelHandle, operator: Any, source: str, records: Sequence[EditRecord], seed: int, watch: Watch
 ) -> None:
-    """Try the operator on the first facts, and print what all of them will take."""
+    """Try the operator on the first facts, and print what all of them will take and what stands against it."""
     watch.phase("Trying the first facts")
 
     def tell(what: str, done: int, total: int) -> None:
         watch.step(0, note=f"{what} {done}/{total}")
 
     found = plan(handle, operator, [record.edit for record in records], seed=seed, progress=tell)
-    table("Plan", ("", ""), [("settings from", source), *_rows(handle, found)])
+    mind = [("mind", _told(problem, records)) for problem in found.problems]
+    table("Plan", ("", ""), [("settings from", source), *_rows(handle, found), *mind])
 
 
 def _rows(handle: ModelHandle, found: Plan) -> list[tuple[str, str | Text]]:
@@ -47,11 +48,11 @@ def _rows(handle: ModelHandle, found: Plan) -> list[tuple[str, str | Text]]:
         ("changes", _changes(found)),
         ("moments", _moments(found)),
         ("time", _time(found)),
-        ("memory", "" if found.memory is None else f"{found.memory / GIB:.2f} GiB at the most so far"),
         (
-            "weights move",
-            "" if found.moved is None else f"by {found.moved:.1%} of their norm, where edits do not agree",
+            "memory",
+            "" if found.memory is None else f"about {found.memory / GIB:.2f} GiB, with the changes of all facts",
         ),
+        ("weights move", _moved(found)),
     ]
     return [(name, text) for name, text in rows if text]
 
@@ -67,6 +68,13 @@ def _moments(found: Plan) -> str:
     if not found.moments:
         return ""
     return "measured before, kept" if not missing else f"to be measured: layers {', '.join(map(str, missing))}"
+
+
+def _moved(found: Plan) -> str:
+    if found.moved is None:
+        return ""
+    least, most = found.moved
+    return f"by {least:.1%} of their norm, if each fact goes its own way, to {most:.1%}, if all go one"
 
 
 def _time(found: Plan) -> str:
@@ -90,4 +98,7 @@ def _say(found: Sequence[Problem], records: Sequence[EditRecord], watch: Watch) 
 
 
 def _told(problem: Problem, records: Sequence[EditRecord]) -> str:
-    return problem.text if problem.place is None else f"{records[problem.place].id}: {problem.text}"
+    if problem.place is None:
+        return problem.text
+    places = [place for place in (problem.other, problem.place) if place is not None]
+    return f"{' and '.join(records[place].id for place in places)}: {problem.text}"

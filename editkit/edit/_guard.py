@@ -24,7 +24,7 @@ from editkit.patch import Delta, WeightPatch
 
 @dataclass(frozen=True, slots=True)
 class Guarded:
-    """The operator that is guarded: its registered name, and settings on top of its preset."""
+    """The operator that is guarded: its registered `name`, and `settings` on top of its preset."""
 
     name: str = "memit"
     settings: dict[str, Any] = field(default_factory=dict)
@@ -52,24 +52,25 @@ class Guard:
         self, handle: ModelHandle, edits: Sequence[Edit], *, seed: int, progress: Progress | None = None
     ) -> WeightPatch:
         """The tamed change; `notes` tell what was taken away, and those of the guarded operator."""
-        patch = self._inner(handle)(handle, edits, seed=seed, progress=progress)
+        patch = self.inner(handle)(handle, edits, seed=seed, progress=progress)
         return self._tamed(handle, patch, edits, seed)
 
     def each(
         self, handle: ModelHandle, edits: Sequence[Edit], *, seed: int, progress: Progress | None = None
     ) -> list[WeightPatch]:
         """A patch for each edit by itself, as a call for that edit alone gives it."""
-        patches = each(self._inner(handle), handle, edits, seed=seed, progress=progress)
+        patches = each(self.inner(handle), handle, edits, seed=seed, progress=progress)
         return [self._tamed(handle, patch, [edit], seed) for edit, patch in zip(edits, patches, strict=True)]
 
     def touches(self, handle: ModelHandle) -> Sequence[str]:
         """What the guarded operator touches. Raises InputError for one that does not say."""
-        inner = self._inner(handle)
+        inner = self.inner(handle)
         if not isinstance(inner, Confined):
             raise InputError(f"{self.of.name!r} does not say which matrices it changes, so {self.name} cannot guard it")
         return inner.touches(handle)
 
-    def _inner(self, handle: ModelHandle) -> Any:
+    def inner(self, handle: ModelHandle) -> Any:
+        """The guarded operator, with its own preset for this model below the settings."""
         return configured(self.of.name, handle, self.of.settings)[0]
 
     def _tamed(self, handle: ModelHandle, patch: Any, edits: Sequence[Edit], seed: int) -> WeightPatch:

@@ -7,7 +7,9 @@ largest, the others stay.
 
 Differs from the authors' code:
 - the sum of all changes is restrained each time, on the unchanged matrix (theirs in later suites: the restrained sum is
-  put on a matrix that is changed already); the patch holds what must be added for that.
+  put on a matrix that is changed already); the patch holds what must be added for that;
+- no singular value grows: σ' is σ where the formula, which rises faster than σ just above a σ_W below 1 / ln a, gives
+  more (theirs: the formula alone);
 - any operator that changes weights can be guarded; the change is dense where it was restrained.
 """
 

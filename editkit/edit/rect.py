@@ -5,7 +5,10 @@
 A guard: the entries that an edit moves least beside what they are do little for it and add up to damage.
 
 Differs from the authors' code:
-- any operator that changes weights can be guarded (theirs: written into ROME and MEMIT); the change is dense after it.
+- any operator that changes weights can be guarded (theirs: written into ROME and MEMIT); the change is dense after it;
+- W is the unchanged matrix also where edits are stacked, so that what an edit may change does not hang on those before
+  it (theirs: the matrix as earlier edits left it);
+- an entry that is 0 and stays 0 has not moved (theirs: 0 / 0 is no number, and counts as the largest).
 """
 
 from __future__ import annotations

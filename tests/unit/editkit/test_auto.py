@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import make_handle
 from edit_examples import private_cache
+from hypothesis import given
+from hypothesis import strategies as st
 
 from editkit import auto
 from editkit.auto import Tried, auto_preset
+from editkit.data import load
 from editkit.errors import InputError, MethodError
 from editkit.models import cache_folder
 from editkit.operators import EDITS, Preset, candidates, configured, provenance_of
@@ -67,7 +71,7 @@ def test_each_setting_is_left_at_its_best_and_the_source_tells_all_that_was_trie
     assert found.settings == {"layer": 2, "strength": 3}
     assert {(layer, strength) for layer, strength, _ in CALLED} == {(0, 1), (1, 1), (2, 1), (3, 1), (2, 3), (2, 2)}
     assert found.source.startswith("auto: layer 2, strength 3, searched on 6 built-in facts")
-    assert "layer 1 0.01" in found.source and "the rest: a guess" in found.source
+    assert "layer 1 0.00" in found.source and "the rest: a guess" in found.source
 
 
 def test_what_is_given_is_not_searched(handle, knob):
@@ -98,15 +102,95 @@ def test_it_keeps_away_from_the_subjects_of_the_edits_to_come(handle, knob):
     used = {subject for *_, subject in CALLED}
     assert len(used) == auto.FACTS
     CALLED.clear()
-    auto_preset(knob, handle, avoid=[next(iter(used)).upper()])
-    assert {subject for *_, subject in CALLED}.isdisjoint({next(iter(used))})
+    gone = min(used)
+    auto_preset(knob, handle, avoid=[gone.upper()])
+    others = {subject for *_, subject in CALLED}
+    assert len(others) == auto.FACTS, "searched anew, on as many facts"
+    assert gone not in others
 
 
-def test_where_nothing_takes_it_says_so(handle, knob, monkeypatch):
-    monkeypatch.setattr(auto._Search, "_shares", lambda self, patches: (0.0, 0.0, 0.0))
-    with pytest.raises(MethodError, match="no value of layer makes an edit of 'knob' take"):
+def test_a_subject_that_would_be_used_is_not_where_it_is_to_be_avoided(handle):
+    """So few subjects are left that each is taken, but for the one."""
+    everyone = {entry.fact.subject for entry in load("world").editable}
+    few = set(sorted(everyone)[:: len(everyone) // 6])
+    far = everyone - few
+
+    def used(avoid):
+        return {record.fact.subject for record in auto._facts(handle, avoid, 0)[0]}
+
+    taken = used(far)
+    assert taken and taken <= few
+    for gone in taken:
+        assert used(far | {f"  {gone.upper()}."}) <= few - {gone}
+
+
+def test_what_was_found_on_other_facts_is_searched_anew(handle, knob, monkeypatch):
+    records, known = auto._facts(handle, (), 0)
+    auto_preset(knob, handle)
+    for others in (records[1:], records[::-1]):
+        CALLED.clear()
+        monkeypatch.setattr(auto, "_facts", lambda *given, others=others: (others, known))
+        auto_preset(knob, handle)
+        assert {subject for *_, subject in CALLED} == {record.fact.subject for record in others}
+
+
+@pytest.mark.parametrize("shares", [(0.0, 0.0, 0.0), (0.0, 0.0, 1.0), (0.0, 1.0, 1.0), (0.0, 0.0, None)])
+def test_where_nothing_takes_it_says_so(handle, knob, monkeypatch, shares):
+    """An unchanged model has kept all neighbours: that is no edit."""
+    monkeypatch.setattr(auto._Search, "_shares", lambda self, patches: shares)
+    with pytest.raises(
+        MethodError, match=r"no value of layer makes an edit of 'knob' take .*tried: 0, 1, 2, 3.*by hand"
+    ):
         auto_preset(knob, handle)
     assert not (cache_folder() / "auto").exists(), "a failure is not kept"
+
+
+@given(*[st.floats(0, 1)] * 4, st.integers(1, auto.FACTS))
+def test_what_takes_is_better_than_what_does_not_whatever_the_neighbours_say(one, two, three, four, taken):
+    assert Tried({}, 0.0, one, two).score < Tried({}, taken / auto.FACTS, three, four).score
+    assert not Tried({}, 0.0, one, two).takes and Tried({}, taken / auto.FACTS, three, four).takes
+
+
+def test_of_a_guard_the_settings_of_the_operator_within_are_searched(handle, knob, monkeypatch):
+    grids = {"knob": auto.candidates(knob, handle), "rect": {}, "norm_bound": {}}
+    starts = {
+        "knob": Preset({"layer": 0, "strength": 1}, "a guess"),
+        "rect": Preset({}, "r"),
+        "norm_bound": Preset({}, "n"),
+    }
+    monkeypatch.setattr(auto, "candidates", lambda name, handle: grids[name])
+    monkeypatch.setattr(auto, "preset_for", lambda name, handle: starts[name])
+    shares = auto._Search._shares  # by the settings of `Knob`
+
+    def of_the_innermost(self, patches):
+        told = patches[0].provenance.settings
+        while "of" in told:
+            told = told["of"]["settings"]
+        return shares(self, [SimpleNamespace(provenance=SimpleNamespace(settings=told))])
+
+    monkeypatch.setattr(auto._Search, "_shares", of_the_innermost)
+    within = {"name": "knob", "settings": {"strength": 2}}
+    found = auto_preset("rect", handle, fixed={"of": within})
+    assert found.settings == {"of": {"name": "knob", "settings": {"layer": 2, "strength": 2}}}
+    assert "of.settings.layer 2" in found.source and "the rest: r; knob within: a guess" in found.source
+    grids["knob"] = {"layer": [0, 2]}
+    plain = auto_preset("rect", handle, fixed={"of": {"name": "knob"}})
+    assert plain.settings["of"]["settings"] == {"layer": 2, "strength": 1}, "what its own preset says is told with it"
+    nested = auto_preset("norm_bound", handle, fixed={"most": 0.5, "of": {"name": "rect", "settings": {"of": within}}})
+    assert nested.settings == {"most": 0.5, "of": {"name": "rect", "settings": found.settings}}
+
+
+@pytest.mark.parametrize("name", ["rect", "prune", "norm_bound"])
+@pytest.mark.parametrize("inner", ["memit", "rome"])
+def test_what_a_guard_can_search_is_what_the_operator_within_can(handle, name, inner):
+    start, grid = auto._start(name, handle, {"of": {"name": inner}})
+    assert grid == {f"of.settings.{setting}": values for setting, values in candidates(inner, handle).items()} != {}
+    for setting, values in grid.items():
+        for value in values:
+            operator = configured(name, handle, auto._with(start.settings, setting, value))[0]
+            assert (
+                operator.inner(handle) == configured(inner, handle, auto._with({}, setting, value)["of"]["settings"])[0]
+            )
 
 
 def test_an_operator_without_anything_to_search_says_so(handle):
