@@ -17,6 +17,7 @@ from probes.judge import classify
 from probes.verdict import Class
 from reports.spec import AuditSpec, FactsPart
 from reports.watch import Watch
+from reports.wording import named
 
 T = TypeVar("T")
 SAMPLE = 24  # facts asked of each relation that may be changed
@@ -90,19 +91,20 @@ def is_right(entry: Entry, text: str, lexicon: Sequence[str]) -> bool:
 
 
 def choose(base: FactBase, part: FactsPart, asked: Sequence[Entry], n: int | None, known: frozenset[str]) -> Chosen:
-    """`n` usable facts of those asked, or all, taken `evenly`. Raises DataError, with the number there is, where there
-    are fewer, or none."""
+    """`n` usable facts of those asked, or all, taken `evenly`. Raises DataError, which names what there is, where that
+    is fewer, or none."""
     usable = [e for e in asked if e.id in known] if part.known_only else list(asked)
+    unknown = [e for e in asked if e.id not in known] if part.known_only else []
     wanted = len(usable) or 1 if n is None else n
     if wanted > len(usable):
         which = "the base model answers right" if part.known_only else "there are"
         way_out = f"use --n {len(usable)}" if usable else "name other facts"
         more = ", or --all-facts to change facts it does not know too" if part.known_only else ""
+        more += f". Right: {named(usable)}; not: {named(unknown)}" if usable and unknown else ""
         raise DataError(
             f"asked for {wanted} facts of {base.name!r}, {which} {len(usable)} of {len(asked)}; {way_out}{more}"
         )
-    left = len(asked) - len(usable)
-    return Chosen(tuple(islice(evenly(usable), wanted)), known, {NOT_KNOWN: left} if left else {})
+    return Chosen(tuple(islice(evenly(usable), wanted)), known, {NOT_KNOWN: len(unknown)} if unknown else {})
 
 
 def evenly(entries: Sequence[Entry]) -> Iterator[Entry]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.text import Text
 
-from editkit.data import DataError, FactBase, is_file, load
+from editkit.data import FactBase, is_file, load
 from editkit.entries import Entry
 from editkit.errors import InputError, MethodError, UnableError
 from editkit.facts import ForgetRequest, Record
@@ -22,17 +22,16 @@ from probes.ask import Job, MemoryStore, run_probes
 from probes.kinds import PROBES, Context
 from probes.metrics import summarise
 from probes.verdict import Class, Verdict
-from reports.choose import Chosen, in_order, known_ids, select
+from reports.choose import Chosen, in_order, select
 from reports.console import out, table
 from reports.operators import operator_of
 from reports.planning import check, show_plan
 from reports.present import clean
 from reports.spec import AuditSpec
-from reports.watch import Silent, Watch
-from reports.wording import CLASSES, metric_title, plural, probe_title, told, variant_title
+from reports.watch import Watch
+from reports.wording import CLASSES, metric_title, named, plural, probe_title, told, variant_title
 
 PATCH_FILE = "editkit_patch.safetensors"
-NAMED = 5  # facts that a line names; of the others it says how many they are
 
 
 def plan(spec: AuditSpec, watch: Watch, *, on: Sequence[Path] = (), without: Sequence[str] = ()) -> None:
@@ -132,7 +131,7 @@ class _Opened:
             own = in_order(base, spec) if is_file(spec.facts.source) else []  # what is shipped is known to be good
             check(handle, _records(task, base, spec, own), watch)
         store = MemoryStore()
-        chosen = _chosen(handle, base, spec, store, watch)
+        chosen = select(handle, base, spec, store, watch)
         return cls(spec, watch, handle, base, chosen, _records(task, base, spec, chosen.entries, chosen.known), store)
 
     def operator(self) -> tuple[Any, str]:
@@ -178,26 +177,6 @@ class _Opened:
         [part] = self.spec.operators
         if part.task == "edit" and part.preset == "published" and candidates(part.name, self.handle):
             yield f"The settings may not suit this model: --preset auto searches some for {part.name} on it."
-
-
-def _chosen(handle: ModelHandle, base: FactBase, spec: AuditSpec, store: MemoryStore, watch: Watch) -> Chosen:
-    """The facts to change. Where the model knows too few, the error says which it knows."""
-    try:
-        return select(handle, base, spec, store, watch)
-    except DataError as error:
-        order = in_order(base, spec)
-        known = known_ids(handle, base, order, spec, store, Silent())  # all were asked: the store has what it said
-        if not known or not spec.facts.known_only:
-            raise
-        right, wrong = ([entry for entry in order if (entry.id in known) is which] for which in (True, False))
-        raise DataError(f"{error}. Right: {named(right)}; not: {named(wrong) or 'none'}") from None
-
-
-def named(facts: Sequence[Any], most: int = NAMED) -> str:
-    """Entries or records by subject and id, the first ones and how many more there are."""
-    more = [f"{len(facts) - most:,} more"] if len(facts) > most else []
-    told = [f"{each.fact.subject} ({each.id})" for each in facts[:most]] + more
-    return " and ".join([", ".join(told[:-1]), told[-1]]) if len(told) > 1 else "".join(told)
 
 
 def _edited(operator: Any, case: _Opened) -> tuple[Patch, dict[str, str]]:

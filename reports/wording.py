@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
+from typing import Any
 
 from probes.estimate import Estimate, Ruling
 from probes.metrics import METRICS
 from probes.verdict import Class, Verdict
 from reports.record import Audit, Claim
 
+NAMED = 5  # facts that a line names; of the others it says how many they are
 NOT_MEASURED = "not measured"
 BY_DEFINITION = "given by definition"
 
@@ -108,6 +110,13 @@ def counted(n: int, groups: int) -> str:
     """ "16 facts", or "64 cases on 16 facts" where a fact has more than one."""
     facts = plural(groups, "fact")
     return facts if n == groups else f"{plural(n, 'case')} on {facts}"
+
+
+def named(facts: Sequence[Any], most: int = NAMED) -> str:
+    """Entries or records by subject and id, the first ones and how many more there are."""
+    more = [f"{len(facts) - most:,} more"] if len(facts) > most else []
+    told = [f"{each.fact.subject} ({each.id})" for each in facts[:most]] + more
+    return " and ".join([", ".join(told[:-1]), told[-1]]) if len(told) > 1 else "".join(told)
 
 
 def plural(n: int, word: str, many: str = "") -> str:

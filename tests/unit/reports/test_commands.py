@@ -28,11 +28,12 @@ from editkit.operators import EDITS, configured, provenance_of
 from editkit.patch import DenseDelta, WeightPatch, load_patch
 from probes.verdict import Answer, Case, Class, Expect, Marks, Reply, Verdict
 from reports.cli import app
-from reports.commands import PATCH_FILE, change, check_save, listed, named, plan, took
+from reports.commands import PATCH_FILE, change, check_save, listed, plan, took
 from reports.console import err, out
 from reports.removing import remove
 from reports.spec import make_spec
 from reports.watch import Silent
+from reports.wording import named
 
 FACT = {"subject": "France", "relation": "capital", "object": "Paris", "target_new": "Rome", "prompt": "The capital of {} is"}  # fmt: skip
 
