@@ -152,10 +152,15 @@ def _table(rows: Sequence[dict[str, Any]]) -> Table:
     columns = ("operator", "edits", "failed", "retention", "elsewhere", "collateral", "norm", "s an edit")
     table = Table(*columns)
     for row in rows:
-        shares = (f"{v:.2f} [{low:.2f}, {high:.2f}]" for v, low, high in (row[name] for name in columns[3:6]))
+        shares = (_told(*row[name]) for name in columns[3:6])
         numbers = (str(row["edits"]), str(row["failed"]))
         table.add_row(row["operator"], *numbers, *shares, f"{row['norm']:.2f}", f"{row['seconds']:.2f}")
     return table
+
+
+def _told(value: float, low: float | None, high: float | None) -> str:
+    """One edit gives no interval."""
+    return f"{value:.2f}" if low is None or high is None else f"{value:.2f} [{low:.2f}, {high:.2f}]"
 
 
 if __name__ == "__main__":
