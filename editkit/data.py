@@ -131,19 +131,25 @@ class FactBase:
     ) -> tuple[Example, ...]:
         """At most `n` facts to keep while those of `exclude_ids` are forgotten, each in one wording.
 
-        Half are of the forgotten relations, half of others, spread over the strata; known ones come first. None has a
-        forgotten object or is about a forgotten subject in the same relation, and none ever stands in a neighborhood:
-        what is measured there was never trained on.
+        Half are of the forgotten relations, half of others, spread over the strata; known ones come first. None has or
+        says a forgotten object or is about a forgotten subject in the same relation, and none ever stands in a
+        neighborhood: what is measured there was never trained on.
         """
         gone = [self[each] for each in dict.fromkeys(exclude_ids)]
         relations = {entry.relation for entry in gone}
-        usable = [entry for entry in self._retainable() if not _touches(entry, gone)]
+        names = [name for entry in gone for name in entry.names]
+        usable = [entry for entry in self._retainable() if not _touches(entry, gone) and self._silent(entry, names)]
         source = held_out.dice(seed, "retain")
         close = list(held_out.spread((e for e in usable if e.relation in relations), source, known))
         far = list(held_out.spread((e for e in usable if e.relation not in relations), source, known))
         share = max(n - len(far), (n + 1) // 2) if gone else 0
         chosen = [*close[:share], *far[: n - min(share, len(close))]][:n]
-        return tuple(self._example(entry, source.choice(self.relations[entry.relation].seen)) for entry in chosen)
+        return tuple(self._example(entry, source.choice(self._silent(entry, names))) for entry in chosen)
+
+    def _silent(self, entry: Entry, names: Iterable[str]) -> list[str]:
+        """Wordings of a fact's relation that say none of the names ("the US state of" says one)."""
+        seen = self.relations[entry.relation].seen
+        return [template for template in seen if not any(mentions(template, name) for name in names)]
 
     def _retainable(self) -> list[Entry]:
         mine = {entry.id for entry in self.own}
