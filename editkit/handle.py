@@ -15,7 +15,8 @@ from transformers.pytorch_utils import Conv1D
 from editkit.arch import Architecture, UnknownLayout, architecture_of
 from editkit.errors import InputError
 from editkit.files import atomic_folder
-from editkit.models import DEFAULT_MODEL, LoadOptions, ModelError, load_model, save_model, setup_digest_of
+from editkit.identity import setup_digest_of, weights_digest
+from editkit.models import DEFAULT_MODEL, LoadOptions, ModelError, load_model, save_model
 from editkit.patch import Patch, PatchError, WeightPatch, bytes_of
 from editkit.stacked import Stacked
 from editkit.undo import Block, Undo
@@ -300,15 +301,6 @@ class ModelHandle:
             raise PatchError("a patch on this model is no change of weights and cannot be saved as a checkpoint")
         with atomic_folder(Path(folder), mark="config.json") as temporary:
             save_model(self.model, self.tokenizer, temporary)
-
-
-def weights_digest(model: nn.Module) -> str:
-    """sha256 over names, dtypes, shapes and bytes of all parameters (tied ones once)."""
-    state = hashlib.sha256()
-    for name, parameter in model.named_parameters():
-        state.update(f"{name} {parameter.dtype} {tuple(parameter.shape)};".encode())
-        state.update(bytes_of(parameter))
-    return state.hexdigest()
 
 
 def _lives_outside_weights(patch: Patch) -> bool:

@@ -13,6 +13,7 @@ from probes.estimate import Estimate, proportion
 from probes.metrics import METRICS, readings
 from probes.verdict import Class, Expect, Verdict
 
+SHORT = 2  # words of a drawn text that ends at once
 Prompts = Mapping[str, str]
 """The edit's own prompt by fact."""
 
@@ -70,7 +71,6 @@ def _short(verdicts: Sequence[Verdict]) -> list[tuple[float, str]]:
     return [(float(len(verdict.answer.after.text.split()) <= SHORT), verdict.case.group) for verdict in free]
 
 
-SHORT = 2  # words
 COUNTS: Mapping[str, Callable[[Sequence[Verdict]], list[tuple[float, str]]]] = {
     "neighbours with the new object": _taken_over,
     "texts of two words or less": _short,

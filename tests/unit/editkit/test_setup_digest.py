@@ -11,7 +11,7 @@ from twins import twin
 
 from editkit.auto import _Search
 from editkit.handle import ModelHandle
-from editkit.models import setup_digest_of
+from editkit.identity import setup_digest_of
 from editkit.patch import ModulePatch
 from editkit.sampling import TextPlan
 from probes.ask import Job, MemoryStore, run_probes

@@ -300,7 +300,8 @@ def test_a_patch_of_another_model_is_refused(editkit, tmp_path, model):
 
 
 def test_edits_on_top_of_each_other_are_saved_and_one_is_taken_out_from_below(editkit, tmp_path, model):
-    from editkit.handle import ModelHandle, weights_digest
+    from editkit.handle import ModelHandle
+    from editkit.identity import weights_digest
     from editkit.patch import load_patch
 
     path, files = facts(tmp_path, GOOD), []

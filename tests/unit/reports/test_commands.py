@@ -6,15 +6,13 @@ import errno
 import json
 import os
 import re
-from dataclasses import dataclass
-from typing import ClassVar
 
 import pytest
-import torch
 from conftest import make_handle
 from edit_examples import ENDING
 from hypothesis import given
 from hypothesis import strategies as st
+from picky import Picky
 from tables import QUICK
 from typer.testing import CliRunner
 
@@ -23,9 +21,8 @@ from editkit.entries import Entry
 from editkit.errors import MethodError, UnableError
 from editkit.facts import Fact
 from editkit.handle import ModelHandle
-from editkit.linalg import SolveError
-from editkit.operators import EDITS, configured, provenance_of
-from editkit.patch import DenseDelta, WeightPatch, load_patch
+from editkit.operators import EDITS, configured
+from editkit.patch import load_patch
 from probes.verdict import Answer, Case, Class, Expect, Marks, Reply, Verdict
 from reports.cli import app
 from reports.commands import PATCH_FILE, change, check_save, listed, plan, took
@@ -162,32 +159,12 @@ def test_it_is_said_how_many_facts_took(task, classes, message):
 CAPITALS = (("France", "Paris"), ("Italy", "Rome"), ("Japan", "Tokyo"), ("Peru", "Lima"))
 
 
-@dataclass(frozen=True, slots=True)
-class Choosy:
-    """Finds a change for all subjects but some, and for no more than `most` at once."""
-
-    fails: tuple[str, ...] = ()
-    most: int = 9
-    asked: ClassVar[list[list[str]]] = []
-
-    def __call__(self, handle, edits, *, seed, progress=None):
-        self.asked.append([edit.fact.subject for edit in edits])
-        for edit in edits:
-            if edit.fact.subject in self.fails:
-                raise SolveError(f"cannot edit {edit.fact.subject!r}: its key is nothing")
-        if len(edits) > self.most:
-            raise SolveError("keys of two facts coincide")
-        name = handle.weight_name("mlp_out", 1)
-        delta = DenseDelta(torch.full(handle.matrix(name).shape, 1e-3))
-        return WeightPatch({name: delta}, provenance_of("choosy", self, handle, edits, seed))
-
-
 @pytest.fixture
 def four(ground, tmp_path, monkeypatch):
     """A file of four facts; gives a spec of an operator on it."""
     EDITS.names()
-    monkeypatch.setitem(EDITS._items, "choosy", Choosy)
-    monkeypatch.setattr(Choosy, "asked", [])
+    monkeypatch.setitem(EDITS._items, "choosy", Picky)
+    monkeypatch.setattr(Picky, "asked", [])
     monkeypatch.setattr(out, "width", 300)
     rows = [FACT | {"subject": subject, "object": old, "target_new": "Cairo"} for subject, old in CAPITALS]
     (tmp_path / "four.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
@@ -214,7 +191,7 @@ def test_one_bad_fact_does_not_lose_the_others(four, tmp_path):
     told = said_of(four(fails=["Italy"]), tmp_path / "saved")
     assert "Passed over, for choosy finds no edit: Italy (four/2): cannot edit 'Italy': its key is nothing." in told
     assert told.count("Italy (") == 1 and "0 of 3 facts give the new answer" in told
-    first, *alone, last = map(sorted, Choosy.asked)
+    first, *alone, last = map(sorted, Picky.asked)
     assert {subject for [subject] in alone} == {*first} == {*last, "Italy"} and len(last) == 3
     notes = load_patch(tmp_path / "saved" / PATCH_FILE).provenance.notes
     assert {edit["subject"] for edit in notes["edits"]} == {"France", "Japan", "Peru"}
@@ -223,7 +200,7 @@ def test_one_bad_fact_does_not_lose_the_others(four, tmp_path):
 
 def test_facts_that_can_be_edited_together_are_not_tried_one_by_one(four, tmp_path):
     assert "Passed over" not in said_of(four(), tmp_path / "saved")
-    assert len(Choosy.asked) == 1
+    assert len(Picky.asked) == 1
     assert "passed_over" not in load_patch(tmp_path / "saved" / PATCH_FILE).provenance.notes
 
 
@@ -239,8 +216,8 @@ def test_an_edit_fails_where_no_fact_is_left_or_to_blame(four, tmp_path, setting
     with pytest.raises(MethodError, match=message):
         change("edit", four(facts={"n": n}, **settings), tmp_path / "saved", Silent())
     assert not (tmp_path / "saved").exists()
-    assert (len(Choosy.asked) == 1) == (n == 1), "a single fact has been tried by itself"
-    assert sum(len(asked) == n for asked in Choosy.asked) == 1, "all were tried together once"
+    assert (len(Picky.asked) == 1) == (n == 1), "a single fact has been tried by itself"
+    assert sum(len(asked) == n for asked in Picky.asked) == 1, "all were tried together once"
 
 
 def facts_in(line):

@@ -8,15 +8,14 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import pytest
-import torch
 from conftest import make_handle
+from picky import Picky
 from torch import nn
 
 from editkit.errors import MethodError
 from editkit.facts import Edit
-from editkit.linalg import SolveError
 from editkit.operators import EDITS, UNLEARNERS, provenance_of
-from editkit.patch import DenseDelta, HookPatch, ModulePatch, PromptPatch, WeightPatch
+from editkit.patch import HookPatch, ModulePatch, PromptPatch
 from editkit.training import TrainingError
 from reports.audit import run
 from reports.record import JOURNAL, Journal, RecordError, read_audit
@@ -36,26 +35,6 @@ class Doubled(nn.Module):
 
     def forward(self, *args, **kwargs):
         return 2 * self.inner(*args, **kwargs)
-
-
-@dataclass(frozen=True, slots=True)
-class Picky:
-    """Finds a change for all subjects but some, and for no more than `most` at once."""
-
-    fails: tuple[str, ...] = ()
-    most: int = 9
-    asked: ClassVar[list[tuple[str, ...]]] = []
-
-    def __call__(self, handle, edits: Sequence[Edit], *, seed, progress=None):
-        self.asked.append(tuple(edit.fact.subject for edit in edits))
-        for edit in edits:
-            if edit.fact.subject in self.fails:
-                raise SolveError(f"cannot edit {edit.fact.subject!r}: its key is nothing")
-        if len(edits) > self.most:
-            raise SolveError("keys of two facts coincide")
-        name = handle.weight_name("mlp_out", 1)
-        value = torch.full(handle.matrix(name).shape, 1e-3 * len(edits[0].fact.subject))
-        return WeightPatch({name: DenseDelta(value)}, provenance_of("picky", self, handle, edits, seed))
 
 
 @dataclass(frozen=True, slots=True)
