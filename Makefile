@@ -4,6 +4,8 @@ VENV := .venv
 RUN := $(VENV)/bin
 PIP := $(RUN)/python -m pip --disable-pip-version-check
 ARGS ?=
+# Processes of the tests, each with one thread: tiny models gain nothing from more.
+JOBS ?= 2
 
 .PHONY: audit test bench truth docs world lint clean
 
@@ -12,7 +14,7 @@ audit: $(VENV)/.installed  ## change the embedded model, try to break the change
 	case $$status in 0|1|3) exit 0;; *) exit $$status;; esac  # the audit ran, whatever its verdict
 
 test: $(VENV)/.installed-test  ## the whole suite
-	$(RUN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(RUN)/python -m pytest --numprocesses $(JOBS) --dist worksteal $(ARGS)
 
 bench: $(VENV)/.installed-test  ## measurements; never part of the tests
 	$(RUN)/python tests/bench/bench_rome.py $(ARGS)
