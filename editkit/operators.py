@@ -87,8 +87,12 @@ def each_that_can(
 ) -> list[Patch | MethodError]:
     """As `each`, but with the error in the place of an edit that the operator finds no change for.
 
-    Edits found together fail together: they are halved until those that can be made are parted from the others.
+    Edits found together fail together: they are halved until those that can be made are parted from the others. Where
+    they are not found together, each is tried once.
     """
+    if len(edits) > 1 and not isinstance(operator, EditsTogether):
+        singly = ([edit] for edit in edits)
+        return [made for one in singly for made in each_that_can(operator, handle, one, seed=seed, progress=progress)]
     try:
         return [*each(operator, handle, edits, seed=seed, progress=progress)]
     except MethodError as error:
