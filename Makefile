@@ -6,6 +6,8 @@ PIP := $(RUN)/python -m pip --disable-pip-version-check
 ARGS ?=
 # Processes of the tests, each with one thread: tiny models gain nothing from more.
 JOBS ?= 2
+# A file of CounterFact, in its authors' format, for `make truth`; none is shipped.
+COUNTERFACT ?=
 
 .PHONY: audit test bench truth docs world lint clean
 
@@ -24,6 +26,7 @@ bench: $(VENV)/.installed-test  ## measurements; never part of the tests
 
 truth: $(VENV)/.installed-test  ## docs/truth.md, the named operators or all: 15 minutes an operator and as much for its sequence
 	$(RUN)/python tools/truth.py $(or $(ARGS),all)
+	$(if $(COUNTERFACT),$(RUN)/python tools/truth.py --counterfact $(COUNTERFACT) $(or $(ARGS),all))
 	$(RUN)/python tests/bench/bench_sequential.py $(ARGS) --out docs/truth/sequential
 	$(RUN)/python tools/truth.py
 

@@ -41,7 +41,7 @@ def claims() -> str:
 def truth() -> str:
     """What docs/truth.md says in short."""
     alone, stacked = kept_rows()
-    text = numbered((KEPT / "summary.md").read_text("utf-8"), alone["world"], stacked)
+    text = numbered((KEPT / "summary.md").read_text("utf-8"), alone, stacked)
     return textwrap.fill(text, 120, break_on_hyphens=False, break_long_words=False)
 
 

@@ -20,7 +20,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from truth_page import COLUMNS, KEPT, TABLE, TOKENS, Column, kept_page
+from truth_curves import curves
+from truth_directions import COUNTERFACT, WORLD
+from truth_page import COLUMNS, KEPT, PICTURE, TABLE, TOKENS, Column, kept_page, kept_rows
 from truth_parts import PARTS, Part, counts, knew, of_variant, shares
 
 from editkit.facts import fill
@@ -37,8 +39,8 @@ ALL = "all"
 FACTS = 100
 WORDED = "generalization_generation"
 PROBES = {
-    "world": ("rewrite", "rephrase", "neighborhood", "multi_hop", "doubt", "fluency"),
-    "counterfact": ("rewrite", "rephrase", "neighborhood", "fluency"),
+    WORLD: ("rewrite", "rephrase", "neighborhood", "multi_hop", "doubt", "fluency"),
+    COUNTERFACT: ("rewrite", "rephrase", "neighborhood", "fluency"),
 }
 
 
@@ -49,7 +51,7 @@ def main() -> None:
     options.add_argument("--counterfact", type=Path, metavar="FILE")
     options.add_argument("--check", action="store_true")
     given = options.parse_args()
-    source = "counterfact" if given.counterfact else "world"
+    source = COUNTERFACT if given.counterfact else WORLD
     facts = {"n": given.facts} | (_counterfact(given.counterfact) if given.counterfact else {})
     if given.operators:
         names = sorted(EDITS.names()) if ALL in given.operators else given.operators
@@ -58,6 +60,7 @@ def main() -> None:
     if given.check:
         sys.exit(TABLE.read_text("utf-8") != kept_page())
     write_text(TABLE, kept_page())
+    write_text(PICTURE, curves(kept_rows()[1]))
 
 
 def _counterfact(path: Path) -> dict[str, Any]:
@@ -99,7 +102,7 @@ def _measured(names: Sequence[str], source: str, facts: dict[str, Any]) -> list[
 def _row(audit: Audit, name: str, source: str) -> dict[str, Any]:
     changes: list[Change] = [change for change in audit.changes if change.operator == name]
     figures = [figure.row for figure in audit.figures if figure.operator == name]
-    asked = (*COLUMNS[source], *(TOKENS if source == "world" else ()))
+    asked = (*COLUMNS[source], *(TOKENS if source == WORLD else ()))
     verdicts = [each.verdict for each in audit.judged if each.operator == name]
     own = {fact.id: fill(fact.prompt, fact.subject) for fact in audit.facts}
     wordings = {row.variant: _told(row.after) for row in figures if row.metric == WORDED and row.variant is not None}
@@ -114,8 +117,8 @@ def _row(audit: Audit, name: str, source: str) -> dict[str, Any]:
         "figures": {column.title: _figure(figures, column, "after") for column in asked},
         "before": {column.title: _figure(figures, column, "before") for column in asked},
         "wordings": wordings,
-        "parts": _all_told(shares(PARTS, verdicts, own) | counts(verdicts)) if source == "world" else {},
-        "knew": _all_told(knew(cuts, verdicts, own)) if source == "world" else {},
+        "parts": _all_told(shares(PARTS, verdicts, own) | counts(verdicts)) if source == WORLD else {},
+        "knew": _all_told(knew(cuts, verdicts, own)) if source == WORLD else {},
         "relations": dict(Counter(fact.relation for fact in audit.facts).most_common()),
         "norm": statistics.median(norms) if norms else None,
         "seconds": statistics.mean(change.seconds for change in changes),

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 NEAR = 0.9
+WORLD, COUNTERFACT = "world", "counterfact"
 STACKS = (10, 300)  # few edits and hundreds
 
 
@@ -26,13 +27,14 @@ class Share(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """The rows: of edits alone by operator, of edits one on top of the other by operator and number."""
+    """The rows: of edits alone by where their facts are from and operator, of edits one on top of the other by operator
+    and number."""
 
-    alone: Mapping[str, Mapping[str, Any]]
+    alone: Mapping[tuple[str, str], Mapping[str, Any]]
     stacked: Mapping[tuple[str, int], Mapping[str, Any]]
 
-    def of(self, operator: str, figure: str) -> Share | None:
-        found = self.alone.get(operator, {}).get("figures", {}).get(figure)
+    def of(self, operator: str, figure: str, source: str = WORLD) -> Share | None:
+        found = self.alone.get((source, operator), {}).get("figures", {}).get(figure)
         return Share(f"`{operator}`", *found[:3]) if found else None
 
     def after(self, operator: str, edits: int, figure: str) -> Share | None:
@@ -56,16 +58,20 @@ def rule(pairs: Pairs) -> tuple[str, str]:
     return ("not supported" if any(upper.high < lower.low for upper, lower in known) else "not decided"), told
 
 
-def near_one(figure: str, *operators: str) -> Ask:
-    return lambda kept: [(kept.of(name, figure), Share("", NEAR, NEAR, NEAR)) for name in operators]
+def near_one(figure: str, *operators: str, source: str = WORLD) -> Ask:
+    return lambda kept: [(kept.of(name, figure, source), Share("", NEAR, NEAR, NEAR)) for name in operators]
 
 
-def above(figure: str, operators: Sequence[str], other: str) -> Ask:
-    return lambda kept: [(kept.of(name, figure), kept.of(other, figure)) for name in operators]
+def above(figure: str, operators: Sequence[str], other: str, source: str = WORLD) -> Ask:
+    return lambda kept: [(kept.of(name, figure, source), kept.of(other, figure, source)) for name in operators]
 
 
 def above_all(figure: str, operator: str) -> Ask:
-    return lambda kept: [(kept.of(operator, figure), kept.of(name, figure)) for name in kept.alone if name != operator]
+    def pairs(kept: Kept) -> Pairs:
+        others = [name for source, name in kept.alone if source == WORLD and name != operator]
+        return [(kept.of(operator, figure), kept.of(name, figure)) for name in others]
+
+    return pairs
 
 
 def within(operator: str, upper: str, lower: str) -> Ask:
@@ -96,6 +102,14 @@ DIRECTIONS: tuple[tuple[str, Ask], ...] = (
     ("… but gives way when its answer is disputed", within("ike", "generalization", "disputed")),
     ("… and when the old object is asserted", within("ike", "generalization", "contradicted")),
     ("… then more than ROME and MEMIT do", above("contradicted", ("rome", "memit"), "ike")),
+    (
+        "On CounterFact ROME, MEMIT and AlphaEdit: efficacy near 1",
+        near_one("efficacy (ES)", "rome", "memit", "alphaedit", source=COUNTERFACT),
+    ),
+    (
+        "… and in the paraphrases more than FT-L",
+        above("paraphrases (PS)", ("rome", "memit", "alphaedit"), "ft_l", source=COUNTERFACT),
+    ),
     ("GRACE is specific (near 1)", near_one("specificity", "grace")),
     ("… and does not generalize: ROME reaches more other wordings", above("generalization", ("rome",), "grace")),
     ("ROME decays under hundreds of edits: retention falls", decays("rome", "retention")),
@@ -109,7 +123,10 @@ DIRECTIONS: tuple[tuple[str, Ask], ...] = (
 )
 
 
-def directions(alone: Sequence[Mapping[str, Any]], stacked: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str]]:
-    """(what is expected, the ruling, the numbers) for each."""
-    kept = Kept({row["operator"]: row for row in alone}, {(row["operator"], row["edits"]): row for row in stacked})
+def directions(
+    alone: Mapping[str, Sequence[Mapping[str, Any]]], stacked: Sequence[Mapping[str, Any]]
+) -> list[tuple[str, str, str]]:
+    """(what is expected, the ruling, the numbers) for each, from rows of edits alone by where their facts are from."""
+    by_name = {(source, row["operator"]): row for source, rows in alone.items() for row in rows}
+    kept = Kept(by_name, {(row["operator"], row["edits"]): row for row in stacked})
     return [(says, *rule(ask(kept))) for says, ask in DIRECTIONS]

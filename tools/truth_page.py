@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from truth_directions import NEAR, directions
+from truth_directions import COUNTERFACT, NEAR, WORLD, directions
 from truth_parts import TITLES
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 KEPT, TABLE = DOCS / "truth", DOCS / "truth.md"
+PICTURE = KEPT / "sequential.svg"
 
 Row = Mapping[str, Any]
 KNOWS = "knows"
@@ -30,7 +31,7 @@ class Column:
 
 TEXT = (Column("degenerate text", "degeneration"), Column("fluency", "fluency"))
 COLUMNS = {
-    "world": (
+    WORLD: (
         Column("efficacy", "efficacy_generation"),
         Column("generalization", "generalization_generation"),
         Column("specificity", "specificity_generation"),
@@ -39,7 +40,7 @@ COLUMNS = {
         Column("contradicted", "doubt_generation", "level 2"),
         *TEXT,
     ),
-    "counterfact": (
+    COUNTERFACT: (
         Column("efficacy (ES)", "efficacy_success"),
         Column("paraphrases (PS)", "generalization_success", "paraphrase"),
         Column("neighbours (NS)", "specificity_success"),
@@ -69,7 +70,7 @@ for this model were chosen on a handful of facts of the shipped base, some of th
 stands below. Where an operator could not edit a fact, the row says for how many it could.
 """
 HEADS = {
-    "world": """
+    WORLD: """
 ## Facts of the shipped base that the model knows
 
 What the model writes must be the new object at the edit's own prompt (efficacy), in other wordings (generalization:
@@ -82,7 +83,7 @@ Where it does not understand a wording itself, little can be asked of an edit. T
 {relations}.
 
 """,
-    "counterfact": """
+    COUNTERFACT: """
 ## CounterFact
 
 The first facts of a slice of CounterFact (Meng et al. 2022), whether the model knows them or not. ES, PS and NS are the
@@ -131,6 +132,8 @@ same in another wording, collateral the share of a hundred facts about other sub
 that it still knows. The norm is that of all changes beside the weights'. Made by `make truth`, or by
 `python tests/bench/bench_sequential.py OPERATOR … --out docs/truth/sequential` for some.
 
+![The three shares as the number of edits grows, a line an operator](truth/sequential.svg)
+
 """
 DIRECTIONS = """
 ## What the literature expects
@@ -145,7 +148,7 @@ def kept_page(folder: Path = KEPT) -> str:
     """The page, from the rows in a folder; `notes.md` there is its last section."""
     alone, stacked = kept_rows(folder)
     notes = folder / "notes.md"
-    told = "\n" + filled(notes.read_text("utf-8"), alone["world"], stacked) if notes.exists() else ""
+    told = "\n" + filled(notes.read_text("utf-8"), alone, stacked) if notes.exists() else ""
     return page(alone, stacked) + told
 
 
@@ -158,12 +161,15 @@ def kept_rows(folder: Path = KEPT) -> tuple[dict[str, list[Row]], list[Row]]:
     return alone, [json.loads(line) for lines in stacks for line in lines]
 
 
-def filled(text: str, rows: Sequence[Row], stacked: Sequence[Row] = ()) -> str:
+def filled(text: str, alone: Mapping[str, Sequence[Row]], stacked: Sequence[Row] = ()) -> str:
     """The text with each `{operator/share}` as per cent, so that no number in it can be older than its row; `knows` is
-    the unchanged model with the old object, `operator@100` the operator after as many edits."""
+    the unchanged model with the old object, `operator@counterfact` the operator on those facts and `operator@100` after
+    as many edits."""
+    rows = alone[WORLD]
     found: dict[str, Mapping[str, Any]] = {
         row["operator"]: row["figures"] | row["wordings"] | row["parts"] for row in rows
     }
+    found |= {f"{row['operator']}@{COUNTERFACT}": row["figures"] for row in alone.get(COUNTERFACT, ())}
     found |= {f"{row['operator']}@{row['edits']}": row for row in stacked}
     if rows:
         found[KNOWS] = rows[0]["knew"]
@@ -184,13 +190,13 @@ def page(alone: Mapping[str, Sequence[Row]], stacked: Sequence[Row]) -> str:
     for source, rows in alone.items():
         if rows:
             parts += [HEADS[source].format(relations=_relations(rows)), _table(COLUMNS[source], rows)]
-        if rows and source == "world":
+        if rows and source == WORLD:
             names = tuple(dict.fromkeys(name for row in rows for name in row["wordings"]))
             parts += [WORDINGS, _shares("wordings", names, rows), GIVES_WAY, _shares("parts", TITLES, rows)]
             parts += [BY_TOKENS, _tokens(rows), SETTINGS, _settings(rows)]
     if stacked:
         parts += [SEQUENTIAL.format(known=_known(stacked)), _sequence(stacked)]
-    rulings = directions(alone.get("world", ()), stacked)
+    rulings = directions(alone, stacked)
     return "".join(
         [*parts, DIRECTIONS.format(near=NEAR), _markdown(("expected", "here", "numbers"), rulings, numbers=False)]
     )

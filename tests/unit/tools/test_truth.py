@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 
 import pytest
-from truth_directions import DIRECTIONS, Share, directions, rule
-from truth_page import COLUMNS, KEPT, KNOWS, TABLE, TOKENS, filled, kept_page
+from truth_curves import CURVES, curves
+from truth_directions import COUNTERFACT, DIRECTIONS, WORLD, Share, directions, rule
+from truth_page import COLUMNS, KEPT, KNOWS, PICTURE, TABLE, TOKENS, filled, kept_page, kept_rows
 from truth_parts import TITLES
 
 
@@ -32,9 +33,9 @@ def test_kept_rows_are_of_what_their_file_says():
         kept = json.loads(file.read_text("utf-8"))
         assert kept["operator"] == file.stem
         assert 0 < kept["facts"] <= kept["of"]
-        asked = (*COLUMNS[file.parent.name], *(TOKENS if file.parent.name == "world" else ()))
+        asked = (*COLUMNS[file.parent.name], *(TOKENS if file.parent.name == WORLD else ()))
         assert [*kept["figures"]] == [column.title for column in asked], "measured by another protocol: make it anew"
-        assert [*kept["parts"]] == ([*TITLES] if file.parent.name == "world" else []), "make it anew"
+        assert [*kept["parts"]] == ([*TITLES] if file.parent.name == WORLD else []), "make it anew"
 
 
 def test_a_share_in_a_text_is_the_rows_rounded_as_in_the_tables():
@@ -48,12 +49,22 @@ def test_a_share_in_a_text_is_the_rows_rounded_as_in_the_tables():
     ]
     rows[0]["knew"] = {"typo": [0.5]}
     text = "{rome/efficacy} {rome/typo} {rome/a, b} {" + KNOWS + "/typo}"
-    assert filled(text, rows) == "89 % 3 % 0.4 % 50 %" == filled(text, rows * 2)
+    assert filled(text, {WORLD: rows}) == "89 % 3 % 0.4 % 50 %" == filled(text, {WORLD: rows * 2})
     stacked = [after("rome", edits, retention=share) for edits, share in ((1, 1.0), (10, 0.8))]
-    assert filled("{rome@10/retention} of {rome@1/retention}", rows, stacked) == "80 % of 100 %"
-    for unknown in ("{memit/typo}", "{rome/cloze}"):
+    assert filled("{rome@10/retention} of {rome@1/retention}", {WORLD: rows}, stacked) == "80 % of 100 %"
+    both = {WORLD: rows, COUNTERFACT: [row("rome", efficacy=0.7)]}
+    assert filled("{rome/efficacy} {rome@counterfact/efficacy}", both) == "89 % 70 %"
+    for unknown in ("{memit/typo}", "{rome/cloze}", "{rome@counterfact/efficacy}"):
         with pytest.raises(KeyError):
-            filled(unknown, rows)
+            filled(unknown, {WORLD: rows})
+
+
+def test_the_picture_has_a_line_an_operator_and_moves_with_the_numbers():
+    stacked = [after(name, n, **dict.fromkeys(CURVES, 0.5)) for name in ("rome", "ike") for n in (1, 10)]
+    drawn = curves(stacked)
+    assert all(f">{name}<" in drawn for name in ("rome", "ike", *CURVES.values()))
+    assert drawn != curves([*stacked[:-1], after("ike", 10, **dict.fromkeys(CURVES, 0.4))])
+    assert all(f">{row['operator']}<" in PICTURE.read_text("utf-8") for row in kept_rows()[1]), "make it anew"
 
 
 @pytest.mark.parametrize(
@@ -81,16 +92,19 @@ def test_each_direction_can_be_supported_and_contradicted():
         row(name, efficacy=0.97, generalization=names[name], specificity=0.97, disputed=of, contradicted=of)
         for name, of in doubt.items()
     ]
+    own, other = "efficacy (ES)", "paraphrases (PS)"
+    good_elsewhere = [row(name, **{own: 0.97, other: of}) for name, of in names.items()]
+    bad_elsewhere = [row(name, **{own: 0.3, other: 1 - of}) for name, of in names.items()]
     bad = [
         row(name, efficacy=0.3, generalization=1 - names[name], specificity=0.3, disputed=1 - of, contradicted=1 - of)
         for name, of in doubt.items()
     ]
     long = [after(name, n, retention=v, collateral=v) for name, n, v in STACK]
     short = [after(name, n, retention=1 - v, collateral=1 - v) for name, n, v in STACK]
-    assert {ruling for _, ruling, _ in directions(good, long)} == {"supported"}
-    assert {ruling for _, ruling, _ in directions(bad, short)} == {"not supported"}
-    assert [says for says, *_ in directions([], [])] == [says for says, _ in DIRECTIONS]
-    assert {ruling for _, ruling, _ in directions([], [])} == {"not measured"}
+    assert {ruling for _, ruling, _ in directions({WORLD: good, COUNTERFACT: good_elsewhere}, long)} == {"supported"}
+    assert {ruling for _, ruling, _ in directions({WORLD: bad, COUNTERFACT: bad_elsewhere}, short)} == {"not supported"}
+    assert [says for says, *_ in directions({}, [])] == [says for says, _ in DIRECTIONS]
+    assert {ruling for _, ruling, _ in directions({}, [])} == {"not measured"}
 
 
 STACK = [("rome", 10, 0.9), ("rome", 300, 0.1), ("alphaedit", 10, 0.97), ("alphaedit", 300, 0.97)]
