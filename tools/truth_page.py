@@ -86,11 +86,12 @@ Where it does not understand a wording itself, little can be asked of an edit. T
     COUNTERFACT: """
 ## CounterFact
 
-The first facts of a slice of CounterFact (Meng et al. 2022), whether the model knows them or not. ES, PS and NS are the
-authors' protocol: the new object is likelier than the old one at the prompt and in the paraphrases, and the old one
-stays likelier at the neighbours. Differs from theirs: text that is degenerate is no success, and of the neighbours only
-those count that were right before. The three columns behind them ask more: every token the most likely one. The
-paraphrases begin with an unrelated sentence, as they do there.
+Facts of a slice of CounterFact (Meng et al. 2022), its relations in turn, whether the model knows them or not. ES, PS
+and NS are the authors' protocol: the new object is likelier than the old one at the prompt and in the paraphrases, and
+the old one stays likelier at the neighbours. Differs from theirs: text that is degenerate is no success, and of the
+neighbours only those count that were right before. The three columns behind them ask more: every token the most likely
+one. The paraphrases begin with an unrelated sentence, as they do there. Made by `make truth COUNTERFACT=FILE`, or by
+`python tools/truth.py --counterfact FILE OPERATOR …` for some; the file, in its authors' format, is not shipped.
 
 """,
 }
