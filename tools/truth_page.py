@@ -17,7 +17,7 @@ KEPT, TABLE = DOCS / "truth", DOCS / "truth.md"
 PICTURE = KEPT / "sequential.svg"
 
 Row = Mapping[str, Any]
-KNOWS = "knows"
+KNOWS, UNCHANGED = "knows", "unchanged"
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,13 +164,14 @@ def kept_rows(folder: Path = KEPT) -> tuple[dict[str, list[Row]], list[Row]]:
 
 def filled(text: str, alone: Mapping[str, Sequence[Row]], stacked: Sequence[Row] = ()) -> str:
     """The text with each `{operator/share}` as per cent, so that no number in it can be older than its row; `knows` is
-    the unchanged model with the old object, `operator@counterfact` the operator on those facts and `operator@100` after
-    as many edits."""
+    the unchanged model with the old object, `operator@counterfact` the operator (or the `unchanged` model) on those
+    facts and `operator@100` after as many edits."""
     rows = alone[WORLD]
     found: dict[str, Mapping[str, Any]] = {
         row["operator"]: row["figures"] | row["wordings"] | row["parts"] for row in rows
     }
-    found |= {f"{row['operator']}@{COUNTERFACT}": row["figures"] for row in alone.get(COUNTERFACT, ())}
+    for row in alone.get(COUNTERFACT, ()):
+        found |= {f"{row['operator']}@{COUNTERFACT}": row["figures"], f"{UNCHANGED}@{COUNTERFACT}": row["before"]}
     found |= {f"{row['operator']}@{row['edits']}": row for row in stacked}
     if rows:
         found[KNOWS] = rows[0]["knew"]
@@ -271,7 +272,7 @@ def _table(columns: Sequence[Column], rows: Sequence[Row]) -> str:
     titles = ("operator", *(column.title for column in columns), "norm", "s an edit", "threads", "facts", "day")
     largest = max(rows, key=lambda row: int(row["of"]))
     asked = ["prompts", *(_prompts([row["figures"].get(c.title) for row in rows]) for c in columns)]
-    unchanged = ["unchanged", *(_share(largest["before"].get(c.title)) for c in columns)]
+    unchanged = [UNCHANGED, *(_share(largest["before"].get(c.title)) for c in columns)]
     knows = [KNOWS, *(_share(largest["knew"].get(c.title)) for c in columns)]
     above = [asked, unchanged, *([knows] if largest["knew"] else [])]
     cells = [*([*row, *[""] * (len(titles) - len(row))] for row in above), *(_cells(columns, row) for row in rows)]

@@ -52,8 +52,9 @@ def test_a_share_in_a_text_is_the_rows_rounded_as_in_the_tables():
     assert filled(text, {WORLD: rows}) == "89 % 3 % 0.4 % 50 %" == filled(text, {WORLD: rows * 2})
     stacked = [after("rome", edits, retention=share) for edits, share in ((1, 1.0), (10, 0.8))]
     assert filled("{rome@10/retention} of {rome@1/retention}", {WORLD: rows}, stacked) == "80 % of 100 %"
-    both = {WORLD: rows, COUNTERFACT: [row("rome", efficacy=0.7)]}
-    assert filled("{rome/efficacy} {rome@counterfact/efficacy}", both) == "89 % 70 %"
+    both = {WORLD: rows, COUNTERFACT: [row("rome", efficacy=0.7) | {"before": {"efficacy": [0.2]}}]}
+    text = "{rome/efficacy} {rome@counterfact/efficacy} {unchanged@counterfact/efficacy}"
+    assert filled(text, both) == "89 % 70 % 20 %"
     for unknown in ("{memit/typo}", "{rome/cloze}", "{rome@counterfact/efficacy}"):
         with pytest.raises(KeyError):
             filled(unknown, {WORLD: rows})
