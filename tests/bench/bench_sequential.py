@@ -31,12 +31,12 @@ from editkit.facts import EditRecord, fill
 from editkit.files import write_text
 from editkit.handle import ModelHandle
 from editkit.models import DEFAULT_MODEL
-from editkit.operators import configured
+from editkit.operators import EDITS, configured
 from editkit.patch import WeightPatch
 from editkit.scoring import score_pairs
 from probes.estimate import proportion
 
-OPERATORS = ("rome", "r_rome", "memit", "alphaedit", "ft_l")
+LEFT_OUT = ("easyeditor",)  # three hundred of its edits are two hours
 STOPS = (1, 10, 30, 100, 300, 1000)
 OTHERS = 100
 Pair = tuple[str, str]
@@ -44,7 +44,8 @@ Pair = tuple[str, str]
 
 def main() -> None:
     options = argparse.ArgumentParser()
-    options.add_argument("operators", nargs="*", default=OPERATORS)
+    every = sorted({*EDITS.names()} - {*LEFT_OUT})
+    options.add_argument("operators", nargs="*", default=every, choices=[every, *EDITS.names()], metavar="OPERATOR")
     options.add_argument("--edits", type=int, default=300)
     options.add_argument("--model", default=DEFAULT_MODEL)
     options.add_argument("--out", type=Path)
