@@ -125,7 +125,7 @@ def _row(audit: Audit, name: str, source: str) -> dict[str, Any]:
         "threads": audit.environment["threads"],
         "settings": dict(changes[0].settings),
         "settings_source": changes[0].settings_source,
-        "environment": dict(audit.environment),
+        "environment": dict(audit.environment) | {"facts": Path(audit.environment["facts"]).name},  # no one's folders
         "day": audit.started[:10],
     }
 
