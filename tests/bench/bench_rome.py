@@ -106,8 +106,8 @@ def last_layer(operator: LocateThenEdit) -> int:
 
 
 class Rates(NamedTuple):
-    """FLOP/s: the best that was seen of one product, and those of all products of a step, one after another, whose
-    weights do not stay in the caches."""
+    """FLOP/s: the best that was seen of one matrix, forth and back, and those of all products of a step, one after
+    another, whose weights do not stay in the caches."""
 
     best: float
     sustained: float
@@ -120,21 +120,22 @@ def gemm_rates(handle: ModelHandle, operator: LocateThenEdit, rows: int, seconds
     blocks = (handle.module("block", layer) for layer in range(last_layer(operator) + 1, handle.layers))
     weights = [p.detach() for block in blocks for p in block.parameters() if p.dim() > 1]
     dtype = torch.bfloat16 if fast else torch.float32
-    matrices = [(Matrix(weight, dtype), 4 * rows * weight.numel()) for weight in weights]
     inputs = {side: torch.randn(rows, side, dtype=dtype) for weight in weights for side in weight.shape}
-    best, passes, until = 0.0, [], 0.0
-    for matrix, weight in zip(matrices, weights, strict=True):  # laid out before the clock runs
-        matrix[0].back(inputs[weight.shape[0]]), matrix[0].forth(inputs[weight.shape[1]])
-    until = time.perf_counter() + seconds
+    products = [
+        (Matrix(weight, dtype), inputs[weight.shape[1]], inputs[weight.shape[0]], 4 * rows * weight.numel())
+        for weight in weights
+    ]
+    best, passes, until = 0.0, list[float](), math.inf
     while time.perf_counter() < until or len(passes) < LEAST_PASSES:
         whole = 0.0
-        for (matrix, flops), weight in zip(matrices, weights, strict=True):
+        for matrix, x, grad, flops in products:
             start = time.perf_counter()
-            matrix.forth(inputs[weight.shape[1]])
-            matrix.back(inputs[weight.shape[0]])
+            matrix.forth(x)
+            matrix.back(grad)
             took = time.perf_counter() - start
             whole, best = whole + took, max(best, flops / took)
-        passes.append(sum(flops for _, flops in matrices) / whole)
+        passes.append(sum(flops for *_, flops in products) / whole)
+        until = min(until, time.perf_counter() + seconds)  # the first pass lays the weights out
     return Rates(best, statistics.median(passes))
 
 

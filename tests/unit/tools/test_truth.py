@@ -104,6 +104,7 @@ def test_each_direction_can_be_supported_and_contradicted():
     short = [after(name, n, retention=1 - v, collateral=1 - v) for name, n, v in STACK]
     assert {ruling for _, ruling, _ in directions({WORLD: good, COUNTERFACT: good_elsewhere}, long)} == {"supported"}
     assert {ruling for _, ruling, _ in directions({WORLD: bad, COUNTERFACT: bad_elsewhere}, short)} == {"not supported"}
+    assert directions({WORLD: good, COUNTERFACT: [row("elsewhere")]}, long)[2] == directions({WORLD: good}, long)[2]
     assert [says for says, *_ in directions({}, [])] == [says for says, _ in DIRECTIONS]
     assert {ruling for _, ruling, _ in directions({}, [])} == {"not measured"}
 
