@@ -11,9 +11,8 @@ from rich.text import Text
 
 from editkit.data import FactBase, is_file, load
 from editkit.entries import Entry
-from editkit.errors import InputError, MethodError, UnableError
+from editkit.errors import InputError, MethodError
 from editkit.facts import ForgetRequest, Record
-from editkit.files import atomic_folder, check_writable
 from editkit.handle import ModelHandle
 from editkit.operators import candidates, each_that_can
 from editkit.patch import Patch, WeightPatch, load_patch
@@ -27,11 +26,10 @@ from reports.console import out, table
 from reports.operators import operator_of
 from reports.planning import check, show_plan
 from reports.present import clean
+from reports.saving import PATCH_FILE, check_save, save_change
 from reports.spec import AuditSpec
 from reports.watch import Watch
 from reports.wording import CLASSES, metric_title, named, plural, probe_title, told, variant_title
-
-PATCH_FILE = "editkit_patch.safetensors"
 
 
 def plan(spec: AuditSpec, watch: Watch, *, on: Sequence[Path] = (), without: Sequence[str] = ()) -> None:
@@ -73,7 +71,7 @@ def change(
     watch.phase("Asking the changed model")
     verdicts = case.verdicts(patch, ["rewrite"])
     watch.phase("Saving")
-    _save(case.handle, patch, save)
+    save_change(case.handle, patch, save)
     _print(
         (
             f"{part.name} ({source}) on {plural(len(case.records), 'fact')}: {save}",
@@ -213,42 +211,6 @@ def _noted(patch: Patch, failed: Mapping[str, str]) -> Patch:
     notes = {**patch.provenance.notes, "passed_over": dict(failed)}
     noted: Patch = replace(patch, provenance=replace(patch.provenance, notes=notes))
     return noted
-
-
-def check_save(save: Path, spec: AuditSpec, *, overwrite: bool = False) -> None:
-    """Raises InputError where --save would replace anything but an earlier save, and that only with `overwrite`, and
-    UnableError where nothing can be written."""
-    place = save.resolve()
-    if place.exists() and not place.is_dir():
-        raise InputError(f"--save {save} is a file; name a new folder")
-    if above := next((each for each in place.parents if each.exists() and not each.is_dir()), None):
-        raise InputError(f"--save {save} lies below the file {above}; name a new folder")
-    for option, name in (("facts", spec.facts.source), ("model", spec.model.name)):
-        given = Path(name).expanduser() if option == "model" else Path(name)
-        local = is_file(name) if option == "facts" else given.exists()
-        if local and place in (given.resolve(), *given.resolve().parents):
-            raise InputError(f"--save {save} would replace the {option} {name}; name a new folder")
-    try:
-        check_writable(place.parent)  # a new folder is made there, and then takes the old one's place
-    except OSError as error:
-        raise UnableError(f"cannot write to --save {save}: {error.strerror}; name a folder elsewhere") from None
-    if not place.is_dir() or not any(place.iterdir()):
-        return
-    if not (place / PATCH_FILE).is_file():
-        raise InputError(f"--save {save} is a folder that holds other files; name a new folder")
-    if not overwrite:
-        raise InputError(f"--save {save} holds an earlier save; name a new folder, or pass --overwrite to replace it")
-
-
-def _save(handle: ModelHandle, patch: Patch, save: Path) -> None:
-    """The patch, and the checkpoint of the patched model where the change is one of weights."""
-    with handle.patched(patch), atomic_folder(save, mark=PATCH_FILE) as folder:
-        if isinstance(patch, WeightPatch):
-            handle.save(folder / "model")
-            for file in (folder / "model").iterdir():
-                file.rename(folder / file.name)
-            (folder / "model").rmdir()
-        patch.save(folder / PATCH_FILE)
 
 
 def _moved(handle: ModelHandle, patch: Patch) -> Iterator[str]:

@@ -25,9 +25,10 @@ from editkit.operators import EDITS, configured
 from editkit.patch import load_patch
 from probes.verdict import Answer, Case, Class, Expect, Marks, Reply, Verdict
 from reports.cli import app
-from reports.commands import PATCH_FILE, change, check_save, listed, plan, took
+from reports.commands import change, listed, plan, took
 from reports.console import err, out
 from reports.removing import remove
+from reports.saving import PATCH_FILE, check_save
 from reports.spec import make_spec
 from reports.watch import Silent
 from reports.wording import named
