@@ -12,7 +12,7 @@ alone. They are trained for one model on edits of other facts:
 
 `MEND(...).fit(handle, records, seed=0)` trains on your own records and gives the operator with `weights` set to the
 file. Without `weights` the networks are trained once by themselves, on built-in facts about other subjects, and kept in
-the cache folder.
+the cache folder, and in memory as long as the handle lives.
 
 Differs from the authors' code:
 - each edit of a call has its own loss and what comes out is summed, as in the paper: an edit among others
@@ -28,7 +28,7 @@ Differs from the authors' code:
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -140,7 +140,16 @@ class MEND:
         return [found[course] for course in courses]
 
     def _of_course(self, handle: ModelHandle, course: Course, progress: Progress | None) -> Network:
-        """Networks trained on built-in facts, from the cache folder where they were trained before."""
+        """Networks trained on built-in facts: those at hand, else from the cache folder, else trained now."""
+        at_hand: dict[Hashable, Network] = handle.memo.setdefault(self.name, {})
+        # names the same lessons as their digest does, but without reading them and without taking patches off
+        where = (handle.base_digest, handle.setup_digest, handle.dtype, handle.device, cache_folder())
+        what = (where, self.touches(handle), self.fitting, course)
+        if what not in at_hand:
+            at_hand[what] = self._kept(handle, course, progress)
+        return at_hand[what]
+
+    def _kept(self, handle: ModelHandle, course: Course, progress: Progress | None) -> Network:
         seed = self.fitting.seed
         lessons = lessons_of(handle, records_of(course, self.fitting.facts, seed))
         file = _file(key_of(handle, self.touches(handle), lessons, self.fitting, seed))
@@ -148,12 +157,12 @@ class MEND:
             try:
                 return load_network(file, handle, self.touches(handle))
             except InputError as error:
-                warnings.warn(f"{error}; training anew", stacklevel=4)
+                warnings.warn(f"{error}; training anew", stacklevel=5)
         network = self._fitted(handle, lessons, seed, progress)
         try:
             network.save(file)
         except OSError as error:
-            warnings.warn(f"cannot keep mend's networks in {file.parent} ({error}); set EDITKIT_CACHE", stacklevel=4)
+            warnings.warn(f"cannot keep mend's networks in {file.parent} ({error}); set EDITKIT_CACHE", stacklevel=5)
         return network
 
     def _made(

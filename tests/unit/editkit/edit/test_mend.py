@@ -377,9 +377,30 @@ def test_a_broken_file_in_the_cache_is_trained_anew(handle, cache):
     first = HERE(handle, EDITS[:1], seed=0)
     (file,) = (cache / "mend").iterdir()
     file.write_bytes(b"no tensors")
+    assert HERE(handle, EDITS[:1], seed=0).digest == first.digest  # as held in memory
+    handle.memo.clear()
     with pytest.warns(UserWarning, match="training anew"):
         assert HERE(handle, EDITS[:1], seed=0).digest == first.digest
-    assert HERE(handle, EDITS[:1], seed=0).digest == first.digest
+    handle.memo.clear()
+    assert HERE(handle, EDITS[:1], seed=0).digest == first.digest  # as the new file holds it
+
+
+@pytest.mark.parametrize(
+    "other", [replace(HERE, layers=(0,)), replace(HERE, fitting=replace(HERE.fitting, facts=5, seed=1))]
+)
+def test_networks_in_memory_are_not_those_of_other_settings(handle, other):
+    HERE(handle, EDITS[:1], seed=0)
+    found = other(handle, EDITS[:1], seed=0)
+    handle.memo.clear()
+    assert found.digest == other(handle, EDITS[:1], seed=0).digest
+
+
+def test_networks_in_memory_do_not_ask_for_the_stack(handle, monkeypatch):
+    """What is on the model is neither taken off for an edit nor the longer to wait for."""
+    first = HERE(handle, EDITS[:1], seed=0)
+    with handle.patched(first), monkeypatch.context() as changed:
+        changed.setattr(type(handle), "rollback", lambda self: pytest.fail("patches are taken off"))
+        HERE(handle, EDITS[:1], seed=0)
 
 
 def test_a_cache_that_takes_no_file_is_no_hindrance(handle, cache):
