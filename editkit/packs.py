@@ -24,7 +24,9 @@ from editkit.tokens import pad, pad_id_of
 
 Bundle = Sequence[Sequence[int]]
 """Sequences that are read in one pack."""
-PACK_TOKENS = 512  # attention over a pack costs its square; below this it is a small part of the whole
+# Attention over a pack costs its square; below this it is a small part of the whole. As many tokens as the longest
+# sequence has come on top, or a long beginning that all share (an edit's demonstrations) were read for each anew.
+PACK_TOKENS = 512
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -58,8 +60,8 @@ class Seen:
 
 
 def packed(handle: ModelHandle, bundles: Sequence[Bundle], tokens: int = PACK_TOKENS) -> Iterator[Pack]:
-    """All bundles in packs of at most `tokens` tokens (or one bundle). Neighbours in the order of their tokens share a
-    pack."""
+    """All bundles in packs of at most `tokens` tokens beside the longest sequence's (or one bundle). Neighbours in the
+    order of their tokens share a pack."""
     order = sorted(range(len(bundles)), key=lambda i: [list(sequence) for sequence in bundles[i]])
     if _looks_along_the_row(handle, bundles):
         yield from _rows(handle, bundles, order, tokens)
@@ -179,11 +181,12 @@ class _Forest:
 
 
 def _forests(handle: ModelHandle, bundles: Sequence[Bundle], order: Sequence[int], tokens: int) -> Iterator[Pack]:
-    forest = _Forest()
+    forest, longest = _Forest(), 0
     for place in order:
-        if forest.members and len(forest.ids) + forest.missing(bundles[place]) > tokens:
+        longest = max(longest, _longest(bundles[place]))
+        if forest.members and len(forest.ids) + forest.missing(bundles[place]) > tokens + longest:
             yield forest.pack(handle.device)
-            forest = _Forest()
+            forest, longest = _Forest(), _longest(bundles[place])
         forest.add(place, bundles[place])
     if forest.members:
         yield forest.pack(handle.device)

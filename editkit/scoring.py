@@ -154,15 +154,17 @@ def _length(handle: ModelHandle, ask: Ask, max_new_tokens: int) -> int:
 
 
 def _groups(ready: Sequence[_Encoded], rows: int) -> Iterator[list[int]]:
-    """Places of asks, those of like beginning together, at most `rows` of them and about `HELD` tokens."""
+    """Places of asks, those of like beginning together, at most `rows` of them; those that are to speak hold about
+    `HELD` tokens."""
     group: list[int] = []
-    longest = 0
+    longest = speaking = 0
     for place in sorted(range(len(ready)), key=lambda i: ready[i].ids):
-        longest = max(longest, len(ready[place].ids))
-        if group and (len(group) == rows or (len(group) + 1) * longest > HELD):
+        own, speaks = len(ready[place].ids), ready[place].voice.most > 0
+        if group and (len(group) == rows or (speaks and (speaking + 1) * max(longest, own) > HELD)):
             yield group
-            group, longest = [], len(ready[place].ids)
+            group, longest, speaking = [], 0, 0
         group.append(place)
+        longest, speaking = max(longest, own), speaking + speaks
     if group:
         yield group
 

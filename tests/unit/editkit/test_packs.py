@@ -42,8 +42,16 @@ def test_every_sequence_is_a_path_and_no_prefix_is_there_twice(bundles, tokens):
                 assert pack.positions.flatten()[path].tolist() == [*range(len(path))]
                 assert pack.mask[0, 0, path[-1]].nonzero().flatten().tolist() == sorted(path)
         assert len(set(spelt.values())) == len(spelt) == len(ids)
-        assert len(ids) <= tokens or len(pack.members) == 1
+        longest = max(len(sequence) for member in pack.members for sequence in bundles[member])
+        assert len(ids) <= tokens + longest or len(pack.members) == 1
     assert [seen[i] for i in range(len(bundles))] == bundles
+
+
+def test_a_beginning_longer_than_a_pack_is_read_once(handle):
+    """As what `ike` puts before every prompt."""
+    begin = [5 + place % 7 for place in range(40)]
+    [pack] = packed(handle, [[[*begin, last]] for last in range(5, 9)], tokens=4)
+    assert pack.ids.numel() == 40 + 4
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
+from editkit import scoring
 from editkit.forward import attention
 from editkit.patch import PromptPatch
 from editkit.scoring import Ask, score_pairs, tell
@@ -49,6 +50,21 @@ def test_batched_scores_equal_plain_ones(handle_of, layout):
             logprob, argmax = plain_score(handle, prompt, target)
             assert answer.targets[target].logprob == pytest.approx(logprob, abs=2e-4)
             assert answer.targets[target].argmax == argmax
+
+
+@pytest.mark.parametrize("speaks", [False, True])
+def test_what_is_only_scored_is_not_parted_by_what_texts_may_hold(handle, monkeypatch, speaks):
+    """A long beginning (an edit's demonstrations) is read once, however many prompts have it."""
+    monkeypatch.setattr(scoring, "HELD", 1)
+    read = []
+    hook = handle.model.get_input_embeddings().register_forward_pre_hook(lambda _, given: read.append(given[0].numel()))
+    begin, asked = "The capital of Peru, as you know, is " * 5, ["Lima", "Cusco", "Quito"]
+    try:
+        tell(handle, [Ask(begin + each, ("here",), generate=speaks) for each in asked], max_new_tokens=1)
+    finally:
+        hook.remove()
+    once = len(encode(handle.tokenizer, begin))
+    assert (sum(read) > 3 * once) == speaks and sum(read) > once
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
