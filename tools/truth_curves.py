@@ -16,10 +16,11 @@ SHAPES = ("circle", "square", "diamond", "triangle-up", "cross", "triangle-down"
 
 
 def curves(stacked: Sequence[Mapping[str, Any]]) -> str:
-    """An SVG with a panel a share and a line an operator, from rows of `tests/bench/bench_sequential.py`."""
+    """An SVG with a panel a share and a line an operator, dashed where many edits are made at once, from rows of
+    `tests/bench/bench_sequential.py`."""
     names = sorted({row["operator"] for row in stacked})
     points = [
-        {"operator": row["operator"], "edits": row["edits"], "what": title, "share": row[what][0]}
+        {name: row[name] for name in ("operator", "edits", "batch")} | {"what": title, "share": row[what][0]}
         for row in stacked
         for what, title in CURVES.items()
     ]
@@ -39,6 +40,7 @@ def curves(stacked: Sequence[Mapping[str, Any]]) -> str:
             "scale": {"domain": names, "scheme": "tableau20" if len(names) > 10 else "tableau10"},
             "legend": {"title": None},
         },
+        "strokeDash": {"field": "batch", "type": "nominal", "legend": {"title": "at once"}},
         "shape": {"field": "operator", "type": "nominal", "scale": {"domain": names, "range": shapes}},
     }
     return vl_convert.vegalite_to_svg(

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 NEAR = 0.9
 WORLD, COUNTERFACT = "world", "counterfact"
 STACKS = (10, 300)  # few edits and hundreds
+BATCH = 100  # edits at once, as the papers on long sequences make them
 
 
 class Share(NamedTuple):
@@ -27,19 +28,20 @@ class Share(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """The rows: of edits alone by where their facts are from and operator, of edits one on top of the other by operator
-    and number."""
+    """The rows: of edits alone by where their facts are from and operator, of edits one on top of the other by
+    operator, number and how many at once."""
 
     alone: Mapping[tuple[str, str], Mapping[str, Any]]
-    stacked: Mapping[tuple[str, int], Mapping[str, Any]]
+    stacked: Mapping[tuple[str, int, int], Mapping[str, Any]]
 
     def of(self, operator: str, figure: str, source: str = WORLD) -> Share | None:
         found = self.alone.get((source, operator), {}).get("figures", {}).get(figure)
         return Share(f"`{operator}`", *found[:3]) if found else None
 
-    def after(self, operator: str, edits: int, figure: str) -> Share | None:
-        row = self.stacked.get((operator, edits))
-        return Share(f"`{operator}` after {edits}", *row[figure]) if row else None
+    def after(self, operator: str, edits: int, figure: str, batch: int = 1) -> Share | None:
+        row = self.stacked.get((operator, edits, batch))
+        told = f"`{operator}` after {edits}" + (f", {batch} at once" if batch > 1 else "")
+        return Share(told, *row[figure]) if row else None
 
 
 Pairs = Sequence[tuple[Share | None, Share | None]]
@@ -83,9 +85,9 @@ def decays(operator: str, figure: str) -> Ask:
     return lambda kept: [(kept.after(operator, few, figure), kept.after(operator, many, figure))]
 
 
-def outlasts(operator: str, other: str, figure: str) -> Ask:
+def outlasts(operator: str, other: str, figure: str, batch: int = 1) -> Ask:
     many = STACKS[1]
-    return lambda kept: [(kept.after(operator, many, figure), kept.after(other, many, figure))]
+    return lambda kept: [(kept.after(operator, many, figure, batch), kept.after(other, many, figure, batch))]
 
 
 def near_one_after(operator: str, figure: str) -> Ask:
@@ -120,6 +122,17 @@ DIRECTIONS: tuple[tuple[str, Ask], ...] = (
     ),
     ("… and more is left of what the model knew besides", outlasts("alphaedit", "rome", "collateral")),
     ("… all but everything (near 1)", near_one_after("alphaedit", "collateral")),
+    (
+        f"AlphaEdit, {BATCH} edits at once: more is retained than with MEMIT",
+        outlasts("alphaedit", "memit", "retention", BATCH),
+    ),
+    ("… and more is left of what the model knew besides", outlasts("alphaedit", "memit", "collateral", BATCH)),
+    (
+        "UltraEdit holds: one edit at a time, more is retained than with ROME",
+        outlasts("ultraedit", "rome", "retention"),
+    ),
+    (f"… {BATCH} at once, more than with MEMIT", outlasts("ultraedit", "memit", "retention", BATCH)),
+    ("… and more is left of what the model knew besides", outlasts("ultraedit", "memit", "collateral", BATCH)),
 )
 
 
@@ -128,5 +141,5 @@ def directions(
 ) -> list[tuple[str, str, str]]:
     """(what is expected, the ruling, the numbers) for each, from rows of edits alone by where their facts are from."""
     by_name = {(source, row["operator"]): row for source, rows in alone.items() for row in rows}
-    kept = Kept(by_name, {(row["operator"], row["edits"]): row for row in stacked})
+    kept = Kept(by_name, {(row["operator"], row["edits"], row["batch"]): row for row in stacked})
     return [(says, *rule(ask(kept))) for says, ask in DIRECTIONS]

@@ -127,11 +127,13 @@ Those of the preset for this model, and where it has them from.
 SEQUENTIAL = """
 ## Edits one on top of the other
 
-Each edit is made on the model as those before it left it; facts that the model knows come first{known}.
+Each edit is made on the model as those before it left it, or as many in one change as stand under "at once", on the
+model as the changes before it left it; facts that the model knows come first{known}.
 Retention is the share of all edits so far whose new object is the most likely at the edit's own prompt, elsewhere the
 same in another wording, collateral the share of a hundred facts about other subjects that the unchanged model knew and
 that it still knows. The norm is that of all changes beside the weights'. Made by `make truth`, or by
-`python tests/bench/bench_sequential.py OPERATOR … --out docs/truth/sequential` for some.
+`python tests/bench/bench_sequential.py OPERATOR … --out docs/truth/sequential` for some, with `--batch 100` for a
+hundred at once.
 
 ![The three shares as the number of edits grows, a line an operator](truth/sequential.svg)
 
@@ -165,14 +167,14 @@ def kept_rows(folder: Path = KEPT) -> tuple[dict[str, list[Row]], list[Row]]:
 def filled(text: str, alone: Mapping[str, Sequence[Row]], stacked: Sequence[Row] = ()) -> str:
     """The text with each `{operator/share}` as per cent, so that no number in it can be older than its row; `knows` is
     the unchanged model with the old object, `operator@counterfact` the operator (or the `unchanged` model) on those
-    facts and `operator@100` after as many edits."""
+    facts, `operator@100` after as many edits and `operator@300x100` after as many, a hundred at once."""
     rows = alone[WORLD]
     found: dict[str, Mapping[str, Any]] = {
         row["operator"]: row["figures"] | row["wordings"] | row["parts"] for row in rows
     }
     for row in alone.get(COUNTERFACT, ()):
         found |= {f"{row['operator']}@{COUNTERFACT}": row["figures"], f"{UNCHANGED}@{COUNTERFACT}": row["before"]}
-    found |= {f"{row['operator']}@{row['edits']}": row for row in stacked}
+    found |= {f"{row['operator']}@{row['edits']}{f'x{n}' if (n := row['batch']) > 1 else ''}": row for row in stacked}
     if rows:
         found[KNOWS] = rows[0]["knew"]
 
@@ -242,6 +244,7 @@ def _prompts(figures: Sequence[Any]) -> str:
 def _sequence(rows: Sequence[Row]) -> str:
     titles = (
         "operator",
+        "at once",
         "edits",
         "could not",
         "retention",
@@ -255,6 +258,7 @@ def _sequence(rows: Sequence[Row]) -> str:
     cells = [
         (
             f"`{row['operator']}`",
+            str(row["batch"]),
             str(row["edits"]),
             str(row["failed"]),
             *(_share((*row[name], None)) for name in ("retention", "elsewhere", "collateral")),

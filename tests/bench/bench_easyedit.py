@@ -1,12 +1,12 @@
 """ROME, MEMIT and AlphaEdit here and in EasyEdit, in one process, on the same facts and with the same settings:
 
-    python tests/bench/bench_easyedit.py [FACTS [MODEL]]
+    python tests/bench/bench_easyedit.py [ROME MEMIT AlphaEdit] [--facts 100] [--model smollm2-135m]
 
 EasyEdit is run through the operator `easyeditor`: the release on PyPI (ROME, MEMIT), or a checkout on PYTHONPATH
 (AlphaEdit too), which is what its users have. First one edit alone: ours with all contexts in every step ("same
 settings") and with the preset, each in float32 and in the products that the CPU is fast at. A target is "held" as far
 as it is likely after contexts that neither search has seen. EasyEdit samples its contexts once a process, the operator
-once a call: its time is what an edit adds to a call that makes another one first. Then FACTS facts (100) in one change,
+once a call: its time is what an edit adds to a call that makes another one first. Then a hundred facts in one change,
 beside a few of them that EasyEdit changes in one call, searching one after another (its time: what a fact more adds),
 and that we change one by one; "take" is the share whose new object is the most likely. The floors are the arithmetic of
 the searched rows at the best and at the sustained rate of such products (see bench_rome.py).
@@ -14,11 +14,11 @@ the searched rows at the best and at the sustained rate of such products (see be
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import dataclasses
 import io
 import math
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -40,19 +40,26 @@ from editkit.patch import WeightPatch
 from editkit.scoring import score_pairs
 
 OTHER = Edit(Fact("Germany", "capital", "Berlin", "The capital of {} is"), "Lima")
+METHODS = ("ROME", "MEMIT", "AlphaEdit")
 FEW = 6  # facts that are not changed together with a hundred others
 ROWS = 192  # tokens of a search of many facts that are run at once
 Arm = Callable[[Sequence[Edit]], WeightPatch]
 
 
 def main() -> None:
-    number = int(sys.argv[1]) if len(sys.argv) > 1 else 100
-    handle = ModelHandle.load(sys.argv[2] if len(sys.argv) > 2 else DEFAULT_MODEL)
+    options = argparse.ArgumentParser()
+    options.add_argument("methods", nargs="*", default=METHODS, choices=[METHODS, *METHODS], metavar="METHOD")
+    options.add_argument("--facts", type=int, default=100)
+    options.add_argument("--model", default=DEFAULT_MODEL)
+    given = options.parse_args()
+    handle = ModelHandle.load(given.model)
     console = Console(width=120)
-    console.print(_alone(handle))
+    if "ROME" in given.methods:
+        console.print(_alone(handle))
     print("many facts: method, arm, facts, s a fact, times faster, floors s a fact, share that takes")
-    for row in _together(handle, number):  # as they come: a hundred facts take minutes
-        print(*row, sep=" | ", flush=True)
+    for method in given.methods:
+        for row in _together(handle, method, given.facts) if method != "ROME" else ():
+            print(*row, sep=" | ", flush=True)  # as they come: a hundred facts take minutes
     console.print(f"{torch.get_num_threads()} threads")
 
 
@@ -100,34 +107,33 @@ def _flops(handle: ModelHandle, operator: LocateThenEdit, edits: Sequence[Edit],
     return sum(each * step_flops(handle, operator, edit) for each, edit in zip(steps, edits, strict=True))
 
 
-def _together(handle: ModelHandle, number: int) -> Iterator[tuple[str, ...]]:
+def _together(handle: ModelHandle, method: str, number: int) -> Iterator[tuple[str, ...]]:
     base = load("world")
     edits = [
         base.edit_record(entry, seed=SEED).edit for entry in base.editable[:: len(base.editable) // number][:number]
     ]
     few = edits[:FEW]
-    for method in ("MEMIT", "AlphaEdit"):
-        operator = configured(method.lower(), handle)[0]
-        mine, peer = ours(handle, operator), ours(handle, configured("easyeditor", handle, {"method": method})[0])
-        mine(FACTS[:1])
-        first = math.nan
-        try:
-            once = _timed(peer, few[:1])[1]
-            patch, seconds = _timed(peer, few)
-            first = (seconds - once) / (len(few) - 1)
-            yield method, "EasyEdit", str(len(few)), f"{first:.2f}", "1.0", "", _take(handle, [(patch, few)])
-        except UnableError as error:
-            yield method, "EasyEdit", str(error)
-        alone = [(*_timed(mine, [edit]), edit) for edit in few]
-        each = sum(seconds for _, seconds, _ in alone) / len(few)
-        first = each if math.isnan(first) else first
-        take = _take(handle, [(patch, [edit]) for patch, _, edit in alone])
-        yield method, "editkit, one at a time", str(len(few)), f"{each:.2f}", f"{first / each:.1f}", "", take
-        patch, seconds = _timed(mine, edits)
-        each, flops = seconds / len(edits), _flops(handle, operator, edits, patch) / len(edits)
-        floor = floors(flops, gemm_rates(handle, operator, ROWS))
-        numbers = (f"{each:.2f}", f"{first / each:.1f}", floor, _take(handle, [(patch, edits)]))
-        yield method, "editkit, all in one", str(number), *numbers
+    operator = configured(method.lower(), handle)[0]
+    mine, peer = ours(handle, operator), ours(handle, configured("easyeditor", handle, {"method": method})[0])
+    mine(FACTS[:1])
+    first = math.nan
+    try:
+        once = _timed(peer, few[:1])[1]
+        patch, seconds = _timed(peer, few)
+        first = (seconds - once) / (len(few) - 1)
+        yield method, "EasyEdit", str(len(few)), f"{first:.2f}", "1.0", "", _take(handle, [(patch, few)])
+    except UnableError as error:
+        yield method, "EasyEdit", str(error)
+    alone = [(*_timed(mine, [edit]), edit) for edit in few]
+    each = sum(seconds for _, seconds, _ in alone) / len(few)
+    first = each if math.isnan(first) else first
+    take = _take(handle, [(patch, [edit]) for patch, _, edit in alone])
+    yield method, "editkit, one at a time", str(len(few)), f"{each:.2f}", f"{first / each:.1f}", "", take
+    patch, seconds = _timed(mine, edits)
+    each, flops = seconds / len(edits), _flops(handle, operator, edits, patch) / len(edits)
+    floor = floors(flops, gemm_rates(handle, operator, ROWS))
+    numbers = (f"{each:.2f}", f"{first / each:.1f}", floor, _take(handle, [(patch, edits)]))
+    yield method, "editkit, all in one", str(number), *numbers
 
 
 def _take(handle: ModelHandle, changes: Sequence[tuple[WeightPatch, Sequence[Edit]]]) -> str:

@@ -1,8 +1,8 @@
 """Edits one on top of the other: what is left of them, and of what the model knew besides. Run by hand:
 
-    python tests/bench/bench_sequential.py [OPERATOR ...] [--edits 300] [--out docs/truth/sequential]
+    python tests/bench/bench_sequential.py [OPERATOR ...] [--edits 300] [--batch 1] [--out docs/truth/sequential]
 
-After 1, 10, 100, 300 … edits: `retention`, the share of all edits so far whose new object is the most likely at the
+Each call makes `--batch` edits, on the model as the calls before left it. After 1, 10, 100, 300 … edits: `retention`, the share of all edits so far whose new object is the most likely at the
 edit's own prompt; `elsewhere`, the same in another wording; `collateral`, the share of facts about other subjects that
 the unchanged model knew and still knows; the norm of the change beside that of the weights; seconds an edit. Intervals
 are Wilson's, 95 %. Facts that the model knows come first; where they do not suffice, others follow. `--out` keeps a
@@ -47,6 +47,7 @@ def main() -> None:
     every = sorted({*EDITS.names()} - {*LEFT_OUT})
     options.add_argument("operators", nargs="*", default=every, choices=[every, *EDITS.names()], metavar="OPERATOR")
     options.add_argument("--edits", type=int, default=300)
+    options.add_argument("--batch", type=int, default=1)
     options.add_argument("--model", default=DEFAULT_MODEL)
     options.add_argument("--out", type=Path)
     given = options.parse_args()
@@ -55,12 +56,13 @@ def main() -> None:
     rows = []
     for name in given.operators:
         own = []
-        for row in _sequence(handle, name, records, others):
-            row |= {"known": sum(known[: row["edits"]]), "threads": torch.get_num_threads()}
+        for row in _sequence(handle, name, records, others, given.batch):
+            row |= {"batch": given.batch, "known": sum(known[: row["edits"]]), "threads": torch.get_num_threads()}
             own.append(row | {"day": datetime.now(UTC).date().isoformat()})
             print(json.dumps(row), flush=True)  # what there is so far, should it be killed
             if given.out:
-                write_text(given.out / f"{name}.jsonl", "".join(f"{json.dumps(each)}\n" for each in own))
+                file = given.out / (f"{name}.jsonl" if given.batch == 1 else f"{name}-by-{given.batch}.jsonl")
+                write_text(file, "".join(f"{json.dumps(each)}\n" for each in own))
         rows += own
     Console(width=140).print(_table(rows))
 
@@ -94,15 +96,17 @@ def _in_order(handle: ModelHandle) -> tuple[list[Entry], frozenset[str]]:
     return [entries[place] for *_, place in sorted(ranks)], ids
 
 
-def _sequence(handle: ModelHandle, name: str, records: Sequence[EditRecord], others: Sequence[Pair]) -> Any:
+def _sequence(handle: ModelHandle, name: str, records: Sequence[EditRecord], others: Sequence[Pair], batch: int) -> Any:
     operator, _ = configured(name, handle)
     operator(handle, [records[0].edit], seed=0)  # what is measured once does not count
     stops, failed, done, start = {s for s in (*STOPS, len(records)) if s <= len(records)}, 0, 0.0, time.perf_counter()
-    for number, record in enumerate(records, 1):
+    for begin in range(0, len(records), batch):
+        made = records[begin : begin + batch]
         try:
-            handle.apply(operator(handle, [record.edit], seed=0))
+            handle.apply(operator(handle, [record.edit for record in made], seed=0))
         except MethodError:
-            failed += 1
+            failed += len(made)
+        number = begin + len(made)
         if number in stops:
             seconds = (time.perf_counter() - start - done) / number
             asked = time.perf_counter()
@@ -150,11 +154,11 @@ def _norm(handle: ModelHandle) -> float:
 
 
 def _table(rows: Sequence[dict[str, Any]]) -> Table:
-    columns = ("operator", "edits", "failed", "retention", "elsewhere", "collateral", "norm", "s an edit")
+    columns = ("operator", "batch", "edits", "failed", "retention", "elsewhere", "collateral", "norm", "s an edit")
     table = Table(*columns)
     for row in rows:
-        shares = (_told(*row[name]) for name in columns[3:6])
-        numbers = (str(row["edits"]), str(row["failed"]))
+        shares = (_told(*row[name]) for name in columns[4:7])
+        numbers = (str(row["batch"]), str(row["edits"]), str(row["failed"]))
         table.add_row(row["operator"], *numbers, *shares, f"{row['norm']:.2f}", f"{row['seconds']:.2f}")
     return table
 

@@ -20,8 +20,9 @@ def row(operator, **figures):
     return {"operator": operator, "figures": told}
 
 
-def after(operator, edits, **shares):
-    return {"operator": operator, "edits": edits} | {name: [v, v - 0.02, v + 0.02] for name, v in shares.items()}
+def after(operator, edits, batch=1, **shares):
+    told = {name: [v, v - 0.02, v + 0.02] for name, v in shares.items()}
+    return {"operator": operator, "edits": edits, "batch": batch} | told
 
 
 def test_the_page_is_what_the_kept_rows_make():
@@ -51,7 +52,9 @@ def test_a_share_in_a_text_is_the_rows_rounded_as_in_the_tables():
     text = "{rome/efficacy} {rome/typo} {rome/a, b} {" + KNOWS + "/typo}"
     assert filled(text, {WORLD: rows}) == "89 % 3 % 0.4 % 50 %" == filled(text, {WORLD: rows * 2})
     stacked = [after("rome", edits, retention=share) for edits, share in ((1, 1.0), (10, 0.8))]
-    assert filled("{rome@10/retention} of {rome@1/retention}", {WORLD: rows}, stacked) == "80 % of 100 %"
+    stacked += [after("rome", 10, 5, retention=0.7)]
+    text = "{rome@10/retention} of {rome@1/retention}, {rome@10x5/retention}"
+    assert filled(text, {WORLD: rows}, stacked) == "80 % of 100 %, 70 %"
     both = {WORLD: rows, COUNTERFACT: [row("rome", efficacy=0.7) | {"before": {"efficacy": [0.2]}}]}
     text = "{rome/efficacy} {rome@counterfact/efficacy} {unchanged@counterfact/efficacy}"
     assert filled(text, both) == "89 % 70 % 20 %"
@@ -100,8 +103,8 @@ def test_each_direction_can_be_supported_and_contradicted():
         row(name, efficacy=0.3, generalization=1 - names[name], specificity=0.3, disputed=1 - of, contradicted=1 - of)
         for name, of in doubt.items()
     ]
-    long = [after(name, n, retention=v, collateral=v) for name, n, v in STACK]
-    short = [after(name, n, retention=1 - v, collateral=1 - v) for name, n, v in STACK]
+    long = [after(*which, retention=v, collateral=v) for *which, v in STACK]
+    short = [after(*which, retention=1 - v, collateral=1 - v) for *which, v in STACK]
     assert {ruling for _, ruling, _ in directions({WORLD: good, COUNTERFACT: good_elsewhere}, long)} == {"supported"}
     assert {ruling for _, ruling, _ in directions({WORLD: bad, COUNTERFACT: bad_elsewhere}, short)} == {"not supported"}
     assert directions({WORLD: good, COUNTERFACT: [row("elsewhere")]}, long)[2] == directions({WORLD: good}, long)[2]
@@ -109,4 +112,12 @@ def test_each_direction_can_be_supported_and_contradicted():
     assert {ruling for _, ruling, _ in directions({}, [])} == {"not measured"}
 
 
-STACK = [("rome", 10, 0.9), ("rome", 300, 0.1), ("alphaedit", 10, 0.97), ("alphaedit", 300, 0.97)]
+STACK = [
+    ("rome", 10, 0.9),
+    ("rome", 300, 0.1),
+    ("alphaedit", 300, 0.97),
+    ("ultraedit", 300, 0.9),
+    ("memit", 300, 100, 0.3),
+    ("alphaedit", 300, 100, 0.97),
+    ("ultraedit", 300, 100, 0.9),
+]
