@@ -48,8 +48,9 @@ class Seen:
     hidden: Float[Tensor, "places d"]
     cache: DynamicCache
 
-    def branch(self, paths: Sequence[Sequence[int]], length: int) -> DynamicCache:
-        """Keys and values of some paths as rows of `length`, padded on the left with what is to be masked."""
+    def branch(self, paths: Sequence[Sequence[int]]) -> DynamicCache:
+        """Keys and values of some paths as rows, padded on the left with what is to be masked."""
+        length = max(map(len, paths))
         filled = [[0] * (length - len(path)) + [*path] for path in paths]
         index = torch.tensor(filled, device=self.hidden.device)
         branch = DynamicCache()
@@ -92,7 +93,7 @@ def prefixes(
     for pack in packed(handle, distinct):
         paths = [paths[0] for paths in pack.paths]
         order += [places[tuple(distinct[member][0])] for member in pack.members]
-        caches.append(read(handle, pack).branch(paths, length))
+        caches.append(read(handle, pack).branch(paths))
     if () in places:
         order.append(places[()])
         caches.append(rows_of(caches[0], torch.zeros(1, dtype=torch.long, device=handle.device)))  # masked: any will do
@@ -103,14 +104,25 @@ def prefixes(
 
 
 def joined(caches: Sequence[DynamicCache]) -> DynamicCache:
-    """All rows in one cache; each of the others is given up as it is copied."""
+    """All rows in one cache, padded on the left to the longest; each of the others is given up as it is copied."""
     whole = DynamicCache()
     for number in range(len(caches[0].layers)):
         layers = [cache.layers[number] for cache in caches]
-        keys, values = torch.cat([each.keys for each in layers]), torch.cat([each.values for each in layers])
-        whole.update(keys, values, number)
+        whole.update(*(_stacked([getattr(each, part) for each in layers]) for part in ("keys", "values")), number)
         for layer in layers:
             layer.keys = layer.values = None
+    return whole
+
+
+def _stacked(parts: Sequence[Float[Tensor, "rows heads tokens d"]]) -> Float[Tensor, "all heads longest d"]:
+    """Rows of all parts, with zeros before the shorter ones."""
+    longest = max(part.shape[2] for part in parts)
+    if all(part.shape[2] == longest for part in parts):
+        return torch.cat([*parts])
+    first, rows = parts[0], [len(part) for part in parts]
+    whole = first.new_zeros(sum(rows), first.shape[1], longest, first.shape[3])
+    for own, part in zip(whole.split(rows), parts, strict=True):
+        own[:, :, longest - part.shape[2] :] = part
     return whole
 
 

@@ -100,16 +100,14 @@ def tell_in_parts(
 ) -> Iterator[tuple[list[int], list[Told]]]:
     """The same, batch by batch as it is done: (places in `asks`, answers), so that a caller can keep what is done."""
     ready = [_encode(handle, ask, max_new_tokens) for ask in asks]
-    speech = Speech(stop_ids(handle), enough)
+    parts = _answers(handle, ready, Speech(stop_ids(handle), enough), rows)
     products = exact(handle)
-    for group in _groups(ready, rows):
-        parts = _tell_group(handle, [ready[i] for i in group], speech)
-        while True:
-            with torch.inference_mode(), using(products):  # not around a yield: both would leak into the caller
-                part = next(parts, None)
-            if part is None:
-                break
-            yield [group[i] for i in part[0]], part[1]
+    while True:
+        with torch.inference_mode(), using(products):  # not around a yield: both would leak into the caller
+            part = next(parts, None)
+        if part is None:
+            return
+        yield part
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,50 +151,60 @@ def _length(handle: ModelHandle, ask: Ask, max_new_tokens: int) -> int:
     return (max_new_tokens + len(handle.tokenizer(ask.echo, add_special_tokens=False).input_ids)) * ask.generate
 
 
-def _groups(ready: Sequence[_Encoded], rows: int) -> Iterator[list[int]]:
-    """Places of asks, those of like beginning together, at most `rows` of them; those that are to speak hold about
-    `HELD` tokens."""
-    group: list[int] = []
-    longest = speaking = 0
-    for place in sorted(range(len(ready)), key=lambda i: ready[i].ids):
-        own, speaks = len(ready[place].ids), ready[place].voice.most > 0
-        if group and (len(group) == rows or (speaks and (speaking + 1) * max(longest, own) > HELD)):
-            yield group
-            group, longest, speaking = [], 0, 0
-        group.append(place)
-        longest, speaking = max(longest, own), speaking + speaks
-    if group:
-        yield group
-
-
-def _tell_group(
-    handle: ModelHandle, group: Sequence[_Encoded], speech: Speech
+def _answers(
+    handle: ModelHandle, ready: Sequence[_Encoded], speech: Speech, rows: int
 ) -> Iterator[tuple[list[int], list[Told]]]:
-    """Read the group pack by pack, then let it speak: (places in the group, answers) as they are done."""
-    length = max(len(each.ids) for each in group)
+    """Read all pack by pack and let them speak, at most `rows` at once, which hold about `HELD` tokens: (places,
+    answers) as they are done."""
     waiting: list[_Heard] = []
     caches: list[DynamicCache] = []
-    for pack in packed(handle, [each.sequences for each in group]):
+    for pack in packed(handle, [each.sequences for each in ready]):
         seen = read_pack(handle, pack)
-        heard = _read_off(handle, pack, seen, [group[member] for member in pack.members])
+        heard = _read_off(handle, pack, seen, [ready[member] for member in pack.members])
         silent = [each for each in heard if not each.path]
         if silent:
             yield [each.member for each in silent], [Told("", each.scores) for each in silent]
         speaking = [each for each in heard if each.path]
-        if speaking:
-            waiting += speaking
-            caches.append(seen.branch([each.path for each in speaking], length))
+        while speaking:
+            room = _room(waiting, speaking, rows)
+            if room:
+                waiting += speaking[:room]
+                caches.append(seen.branch([each.path for each in speaking[:room]]))
+                speaking = speaking[room:]
+            if speaking:  # a pack may hold more than can speak at once
+                yield from _spoken(handle, ready, waiting, caches, speech)
+                waiting, caches = [], []
     if waiting:
-        lengths, first = [len(each.path) for each in waiting], [each.next for each in waiting]
-        voices = [group[each.member].voice for each in waiting]
-        for ended in speak(handle, lengths, joined(caches), first, voices, speech):
-            yield [waiting[row].member for row, _ in ended], [Told(text, waiting[row].scores) for row, text in ended]
+        yield from _spoken(handle, ready, waiting, caches, speech)
+
+
+def _room(waiting: Sequence[_Heard], more: Sequence[_Heard], rows: int) -> int:
+    """How many more may wait to speak; one at least where none waits."""
+    longest = max((len(each.path) for each in waiting), default=0)
+    for room, each in enumerate(more):
+        longest, held = max(longest, len(each.path)), len(waiting) + room
+        if held and (held == rows or (held + 1) * longest > HELD):
+            return room
+    return len(more)
+
+
+def _spoken(
+    handle: ModelHandle,
+    ready: Sequence[_Encoded],
+    waiting: Sequence[_Heard],
+    caches: Sequence[DynamicCache],
+    speech: Speech,
+) -> Iterator[tuple[list[int], list[Told]]]:
+    lengths, first = [len(each.path) for each in waiting], [each.next for each in waiting]
+    voices = [ready[each.member].voice for each in waiting]
+    for ended in speak(handle, lengths, joined(caches), first, voices, speech):
+        yield [waiting[row].member for row, _ in ended], [Told(text, waiting[row].scores) for row, text in ended]
 
 
 @dataclass(frozen=True, slots=True)
 class _Heard:
-    """What reading a pack says of one ask: its place in the group, its scores, the first token of its text, and, where
-    it is to speak, the prompt's path in the pack."""
+    """What reading a pack says of one ask: its place among all, its scores, the first token of its text, and, where it
+    is to speak, the prompt's path in the pack."""
 
     member: int
     scores: dict[str, TargetScore]

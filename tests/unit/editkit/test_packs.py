@@ -8,7 +8,7 @@ from conftest import LAYOUTS, make_handle
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from editkit.packs import packed, read
+from editkit.packs import joined, packed, read
 from editkit.patch import HookPatch
 
 SEQUENCES = st.lists(st.integers(5, 9), min_size=1, max_size=7)  # few letters: much is shared
@@ -105,10 +105,26 @@ def test_past_a_sliding_window_sequences_get_rows(handle_of):
 def test_a_branch_holds_the_keys_of_its_path(handle):
     bundles = [[[5, 6, 7]], [[5, 6, 8, 9]]]
     [pack] = packed(handle, bundles)
-    branch = read(handle, pack).branch([paths[0] for paths in pack.paths], 6)
+    branch = read(handle, pack).branch([paths[0] for paths in pack.paths])
     for row, member in enumerate(pack.members):
         [sequence] = bundles[member]
         alone = handle.model(torch.tensor([sequence]), use_cache=True).past_key_values
         for layer, kept in zip(branch.layers, alone.layers, strict=True):
+            assert torch.allclose(layer.keys[row, :, -len(sequence) :], kept.keys[0], atol=1e-4)
+            assert torch.allclose(layer.values[row, :, -len(sequence) :], kept.values[0], atol=1e-4)
+
+
+@torch.no_grad()
+def test_branches_of_packs_are_joined_to_the_longest(handle):
+    sequences = [[5, 6, 7], [9], [8, 9, 5, 7]]
+    branches = []
+    for sequence in sequences:
+        [pack] = packed(handle, [[sequence]])
+        branches.append(read(handle, pack).branch(pack.paths[0]))
+    whole = joined(branches)
+    assert whole.get_seq_length() == 4
+    for row, sequence in enumerate(sequences):
+        alone = handle.model(torch.tensor([sequence]), use_cache=True).past_key_values
+        for layer, kept in zip(whole.layers, alone.layers, strict=True):
             assert torch.allclose(layer.keys[row, :, -len(sequence) :], kept.keys[0], atol=1e-4)
             assert torch.allclose(layer.values[row, :, -len(sequence) :], kept.values[0], atol=1e-4)

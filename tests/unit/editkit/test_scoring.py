@@ -53,18 +53,28 @@ def test_batched_scores_equal_plain_ones(handle_of, layout):
 
 
 @pytest.mark.parametrize("speaks", [False, True])
-def test_what_is_only_scored_is_not_parted_by_what_texts_may_hold(handle, monkeypatch, speaks):
-    """A long beginning (an edit's demonstrations) is read once, however many prompts have it."""
-    monkeypatch.setattr(scoring, "HELD", 1)
-    read = []
+def test_a_long_beginning_is_read_once_however_few_may_speak_at_once(handle, monkeypatch, speaks):
+    """As an edit's demonstrations; one prompt speaks at a time."""
+    begin, asked = "The capital of Peru, as you know, is " * 5, ["Lima", "Cusco, and", "Quito"]
+    asks = [Ask(begin + each, ("here",), generate=speaks) for each in asked]
+    usual, read = tell(handle, asks, max_new_tokens=3), []
     hook = handle.model.get_input_embeddings().register_forward_pre_hook(lambda _, given: read.append(given[0].numel()))
-    begin, asked = "The capital of Peru, as you know, is " * 5, ["Lima", "Cusco", "Quito"]
+    monkeypatch.setattr(scoring, "HELD", 1)
     try:
-        tell(handle, [Ask(begin + each, ("here",), generate=speaks) for each in asked], max_new_tokens=1)
+        assert tell(handle, asks, max_new_tokens=3) == usual
     finally:
         hook.remove()
-    once = len(encode(handle.tokenizer, begin))
-    assert (sum(read) > 3 * once) == speaks and sum(read) > once
+    assert read[0] == sum(read) - 6 * speaks < 2 * len(encode(handle.tokenizer, begin))
+
+
+@settings(deadline=None, max_examples=15)
+@given(prompts=st.lists(WORDS, min_size=1, max_size=6, unique=True), rows=st.integers(1, 4), held=st.integers(1, 40))
+def test_how_many_speak_at_once_changes_no_text(prompts, rows, held):
+    handle, asks = _shared_handle(), [Ask(prompt) for prompt in prompts]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scoring, "HELD", held)
+        few = [told.text for told in tell(handle, asks, rows=rows, max_new_tokens=4)]
+    assert few == [tell(handle, [ask], max_new_tokens=4)[0].text for ask in asks]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
