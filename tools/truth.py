@@ -3,6 +3,7 @@
     python tools/truth.py rome memit …                        # audits these (it resumes), keeps docs/truth/world/*.json
     python tools/truth.py all                                 # every edit operator there is: some hours
     python tools/truth.py --counterfact FILE rome memit …     # the same on facts of CounterFact, in its authors' format
+    python tools/truth.py ike --set demonstrations=32         # with another setting, a row of its own
     python tools/truth.py [--check]                           # only writes the page, from what is kept, or checks it
 
 Each of `FACTS` facts is edited by itself, asked about and rolled back: at its own prompt, in other wordings, at its
@@ -49,18 +50,24 @@ def main() -> None:
     options.add_argument("operators", nargs="*", choices=[[], ALL, *EDITS.names()], metavar="OPERATOR")
     options.add_argument("--facts", type=int, default=FACTS)
     options.add_argument("--counterfact", type=Path, metavar="FILE")
+    options.add_argument("--set", type=_setting, action="append", default=[], metavar="NAME=VALUE")
     options.add_argument("--check", action="store_true")
     given = options.parse_args()
     source = COUNTERFACT if given.counterfact else WORLD
     facts = {"n": given.facts} | (_counterfact(given.counterfact) if given.counterfact else {})
     if given.operators:
         names = sorted(EDITS.names()) if ALL in given.operators else given.operators
-        for row in _measured(names, source, facts):
+        for row in _measured(names, source, facts, dict(given.set)):
             write_text(KEPT / source / f"{row['operator']}.json", json.dumps(row, indent=1) + "\n")
     if given.check:
         sys.exit(TABLE.read_text("utf-8") != kept_page())
     write_text(TABLE, kept_page())
     write_text(PICTURE, curves(kept_rows()[1]))
+
+
+def _setting(told: str) -> tuple[str, Any]:
+    name, _, value = told.partition("=")
+    return name, json.loads(value)
 
 
 def _counterfact(path: Path) -> dict[str, Any]:
@@ -90,13 +97,16 @@ def _counterfact(path: Path) -> dict[str, Any]:
     return {"source": str(facts), "known_only": False}
 
 
-def _measured(names: Sequence[str], source: str, facts: dict[str, Any]) -> list[dict[str, Any]]:
+def _measured(
+    names: Sequence[str], source: str, facts: dict[str, Any], settings: dict[str, Any]
+) -> list[dict[str, Any]]:
     """A row for each operator, of one audit: the unchanged model is asked once for all."""
-    parts = [{"name": name, "arms": ["single"]} for name in names]
+    parts = [{"name": name, "settings": settings, "arms": ["single"]} for name in names]
     spec = resolved(make_spec({"facts": facts, "operators": parts, "probes": list(PROBES[source])}))
-    folder = "-".join(names) if len(names) < len(EDITS.names()) else ALL
+    other = "".join(f"-{name}-{value}" for name, value in settings.items())
+    folder = "-".join(names) + other if len(names) < len(EDITS.names()) else ALL
     audit = run(spec, RUNS / source / folder, command=f"python tools/truth.py {' '.join(names)}")
-    return [_row(audit, name, source) for name in names]
+    return [_row(audit, name, source) | {"operator": name + other, "set": settings} for name in names]
 
 
 def _row(audit: Audit, name: str, source: str) -> dict[str, Any]:

@@ -70,7 +70,8 @@ def above(figure: str, operators: Sequence[str], other: str, source: str = WORLD
 
 def above_all(figure: str, operator: str) -> Ask:
     def pairs(kept: Kept) -> Pairs:
-        others = [name for source, name in kept.alone if source == WORLD and name != operator]
+        ours = (name for (source, name), row in kept.alone.items() if source == WORLD and not row.get("set"))
+        others = [name for name in ours if name != operator]
         return [(kept.of(operator, figure), kept.of(name, figure)) for name in others]
 
     return pairs

@@ -108,6 +108,8 @@ def test_each_direction_can_be_supported_and_contradicted():
     assert {ruling for _, ruling, _ in directions({WORLD: good, COUNTERFACT: good_elsewhere}, long)} == {"supported"}
     assert {ruling for _, ruling, _ in directions({WORLD: bad, COUNTERFACT: bad_elsewhere}, short)} == {"not supported"}
     assert directions({WORLD: good, COUNTERFACT: [row("elsewhere")]}, long)[2] == directions({WORLD: good}, long)[2]
+    other = row("ike-demonstrations-32", generalization=0.99) | {"set": {"demonstrations": 32}}
+    assert directions({WORLD: [*good, other]}, long)[2] == directions({WORLD: good}, long)[2]
     assert [says for says, *_ in directions({}, [])] == [says for says, _ in DIRECTIONS]
     assert {ruling for _, ruling, _ in directions({}, [])} == {"not measured"}
 
