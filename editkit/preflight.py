@@ -15,12 +15,14 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 
+from editkit.drift import drift
 from editkit.errors import InputError, MethodError
 from editkit.facts import SLOT, Edit, Fact, normalise
 from editkit.handle import ModelHandle
 from editkit.moments import MomentSettings, kept
 from editkit.operators import Confined, Guarding, each_that_can
 from editkit.patch import Patch
+from editkit.scoring import score_pairs
 from editkit.tokens import encode_pair, subject_span
 
 TRIED = 2  # edits: the first one pays for what is made once, the second one tells what each more takes
@@ -83,8 +85,8 @@ class Plan:
     more than one of two together, `each` what that took; many edits in one change take less. `memory` is the most on
     the model's device: the peak of this process so far, the trial among it, and what the other edits add to the patch
     and to the copies it needs. On a GPU, where many edits are searched at once, it can be more. `moved` is the norm of
-    the sum beside that of the weights: at the least as if each edit went its own way, at the most as if all updates,
-    one on top of the other, went the same.
+    the sum, with the patches that are on the model, beside that of the weights without any: at the least as if each
+    edit went its own way, at the most as if all updates, one on top of the other, went the same.
     """
 
     edits: int
@@ -191,8 +193,10 @@ def plan(
     rest = [place for place in good if place not in refused][TRIED:]
     for place, text in _refused(handle, operator, [edits[place] for place in rest], seed, progress):
         found.append(Problem(rest[place], text, True))
+    if patches:
+        found += _in_vain(handle, patches[-1], [edits[place] for place in good if place not in refused][: len(patches)])
     if moved is not None and moved[1] > LARGE_CHANGE:
-        found.append(Problem(None, _too_far(len(edits), *moved), False))
+        found.append(Problem(None, _too_far(handle, len(edits), *moved), False))
     return Plan(
         len(edits),
         names,
@@ -241,22 +245,42 @@ def _tried(
 
 
 def _moved(handle: ModelHandle, operator: Any, patches: Sequence[Patch], edits: int) -> tuple[float, float] | None:
-    norms = [patch.relative_norm(handle) for patch in patches]
-    each = [norm / math.sqrt(number) for number, norm in enumerate(norms, 1) if norm is not None]
+    found = [drift(handle, patch) for patch in patches]
+    each = [one.own / math.sqrt(number) for number, one in enumerate(found, 1) if one is not None]
     if not each:
         return None
     parts = _parts(handle, operator)
     together = parts[-1].batch or edits if isinstance(parts[-1], Batched) else 1
     bound = min((part.most for part in parts if isinstance(part, Bounded)), default=math.inf)
+    below = max(one.below for one in found if one is not None)
     least = max(each) * math.sqrt(edits)
-    return min(least, bound), min(least * math.sqrt(math.ceil(edits / together)), bound)
+    most = below + least * math.sqrt(math.ceil(edits / together))
+    return min(math.hypot(below, least), bound), min(most, bound)
 
 
-def _too_far(edits: int, least: float, most: float) -> str:
+def _in_vain(handle: ModelHandle, patch: Patch, edits: Sequence[Edit]) -> Iterator[Problem]:
+    """A trial that brought the new object at none of its edits' own prompts."""
+    pairs = [(edit.fact.text, edit.target_new) for edit in edits]
+    before = score_pairs(handle, pairs)
+    with handle.patched(patch):
+        after = score_pairs(handle, pairs)
+    if not any(score.argmax for score in after):
+        old, new = (math.exp(scores[0].mean) for scores in (before, after))
+        yield Problem(
+            None,
+            f"the trial did not take: p({edits[0].target_new!r}) at {edits[0].fact.text!r} went from {old:.2g} to "
+            f"{new:.2g} a token, and the model says something else. The settings may not suit this model: search some "
+            "with --preset auto, or let the operator change more",
+            False,
+        )
+
+
+def _too_far(handle: ModelHandle, edits: int, least: float, most: float) -> str:
+    there = f" on top of the {len(handle.patches)} that are on the model" if handle.patches else ""
     return (
-        f"{edits} edits may move the weights by {least:.1f} (each its own way) to {most:.1f} (all one way) times their "
-        f"own norm; above {LARGE_CHANGE} a good part of what the model knew besides goes. Make fewer, or all in one "
-        "change (memit), or take a method for long sequences (alphaedit, grace) or a guard (norm_bound, prune, rect)"
+        f"{edits} edits{there} may move the weights by {least:.1f} (each its own way) to {most:.1f} (all one way) "
+        f"times their own norm; above {LARGE_CHANGE} the model forgets much else that it knew. Make fewer, or all in "
+        "one change (memit), or a method for long sequences (alphaedit, grace) or a guard (norm_bound, rect, prune)"
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from rich.text import Text
 
 from editkit.data import FactBase, is_file, load
+from editkit.drift import drift
 from editkit.entries import Entry
 from editkit.errors import InputError, MethodError
 from editkit.facts import ForgetRequest, Record
@@ -214,13 +215,12 @@ def _noted(patch: Patch, failed: Mapping[str, str]) -> Patch:
 
 
 def _moved(handle: ModelHandle, patch: Patch) -> Iterator[str]:
-    norm = patch.relative_norm(handle)
-    if norm is not None:
-        large = norm > LARGE_CHANGE
-        warning = (
-            "; that drowns what they held: expect broken neighbours, and see norm_bound, prune, rect" if large else ""
-        )
-        yield f"The changed weights moved by {norm:.1%} of their norm{warning}."
+    found = drift(handle, patch)
+    if found is not None:
+        below = f", with the patches below it by {found.together:.1%}" if found.below else ""
+        yield f"The changed weights moved by {found.own:.1%} of their norm{below}."
+        if found.together > LARGE_CHANGE:
+            yield "That is so far that the model forgets what it knew besides; see norm_bound, prune and rect."
 
 
 def _patch_alone(patch: Patch) -> Iterator[str]:

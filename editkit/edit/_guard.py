@@ -7,13 +7,14 @@ settings = {...}}`. Guards can guard guards.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from jaxtyping import Float
 from torch import Tensor
 
+from editkit.drift import sum_below
 from editkit.edit._search import Progress
 from editkit.errors import InputError, MethodError
 from editkit.facts import Edit
@@ -79,14 +80,8 @@ class Guard:
         deltas: dict[str, Delta] = {}
         taken: dict[str, Any] = {}
         for name, delta in patch.deltas.items():
-            earlier = _sum_below(handle, name)
+            earlier = sum_below(handle, name)
             weight = handle.matrix(name).float() - (0 if earlier is None else earlier)
             deltas[name], taken[name] = self.tamed(weight, delta, earlier)
         notes = {"taken": taken, "guarded": dict(patch.provenance.notes)}
         return WeightPatch(deltas, provenance_of(self.name, self, handle, edits, seed, **notes), patch.kept)
-
-
-def _sum_below(handle: ModelHandle, name: str) -> Tensor | None:
-    below: list[Mapping[str, Delta]] = [patch.deltas for patch in handle.patches if isinstance(patch, WeightPatch)]
-    deltas = [own[name].dense().to(handle.device).float() for own in below if name in own]
-    return sum(deltas[1:], deltas[0]) if deltas else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from itertools import permutations
 from pathlib import Path
@@ -15,6 +16,7 @@ from edit_examples import ENDING, private_cache
 from tables import QUICK
 
 from editkit import preflight
+from editkit.drift import drift
 from editkit.edit import _search, rome
 from editkit.errors import MethodError
 from editkit.facts import Edit, Fact
@@ -206,6 +208,48 @@ def test_many_edits_that_will_blow_the_weights_up_are_told(handle, share, edits)
     found = plan(handle, Blow(share), lands(edits), seed=0)
     assert found.moved == pytest.approx((share * edits**0.5, share * edits), rel=1e-4)
     assert (found.moved[1] > LARGE_CHANGE) == warned(found) == (share * edits > LARGE_CHANGE)
+
+
+@pytest.mark.parametrize("below", [1, 5, 20])
+def test_what_is_on_the_model_counts_and_warns_no_less(handle, below):
+    """Each of these is the same change: by the weights that they have moved already it would seem ever smaller."""
+    matrix = handle.matrix(handle.weight_name("mlp_out", 0)).clone()
+    change = WeightPatch({handle.weight_name("mlp_out", 0): DenseDelta(0.1 * matrix)})
+    with ExitStack() as stack:
+        for _ in range(below):
+            stack.enter_context(handle.patched(change))
+        found = plan(handle, Fixed(change), lands(1), seed=0)
+        moved = drift(handle, change)
+    assert (moved.below, moved.own, moved.together) == pytest.approx((0.1 * below, 0.1, 0.1 * (below + 1)), rel=1e-4)
+    assert found.moved[1] == pytest.approx(0.1 * (below + 1), rel=1e-4)
+    assert warned(found) == (0.1 * (below + 1) > LARGE_CHANGE)
+    if warned(found):
+        assert any(f"on top of the {below} that are on the model" in each.text for each in found.problems)
+
+
+@dataclass(frozen=True, slots=True)
+class Fixed:
+    """Gives one and the same patch."""
+
+    patch: WeightPatch
+
+    def __call__(self, handle, edits, *, seed, progress=None):
+        return self.patch
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [("ultraedit", {"learning_rate": 0.0}), ("ft_l", {"bound": 1e-12}), ("ike", {}), ("lora", None)],
+)
+def test_a_trial_that_does_not_take_is_told_before_the_long_run(handle, name, settings):
+    """Of LoRA's settings it is seen that they take."""
+    operator = configured(name, handle, QUICK[name] | (settings or {}))[0]
+    found = plan(handle, operator, ENDING, seed=0)
+    vain = [each.text for each in found.problems if "did not take" in each.text]
+    assert bool(vain) == (settings is not None)
+    if vain:
+        assert repr(ENDING[0].target_new) in vain[0] and "--preset auto" in vain[0]
+    assert not any("did not take" in each.text for each in plan(handle, operator, ENDING, seed=0, trial=False).problems)
 
 
 @pytest.mark.parametrize("name", ["rome", "alphaedit"])

@@ -1,0 +1,49 @@
+"""How far patches have moved a model's matrices, beside the weights that none of them has touched."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from editkit.handle import ModelHandle
+from editkit.patch import Delta, Patch, WeightPatch
+
+
+@dataclass(frozen=True, slots=True)
+class Drift:
+    """Frobenius norms over that of the weights without any patch, all of the matrices that one patch changes: of what
+    the patches below it have added to them, of what it adds itself, and of both together."""
+
+    below: float
+    own: float
+    together: float
+
+
+@torch.no_grad()
+def drift(handle: ModelHandle, patch: Patch) -> Drift | None:
+    """That of a patch which comes on top of those that are on the handle; None where it adds to no weights."""
+    if not isinstance(patch, WeightPatch) or not patch.deltas:
+        return None
+    there, squares = 0.0, [0.0, 0.0, 0.0]
+    for name, delta in patch.deltas.items():
+        weight, earlier, own = handle.matrix(name).float(), sum_below(handle, name), delta.dense().to(handle.device)
+        before = torch.zeros_like(weight) if earlier is None else earlier
+        there += _square(weight - before)
+        for place, change in enumerate((before, own.float(), before + own.float())):
+            squares[place] += _square(change)
+    return Drift(*(math.sqrt(square / there) for square in squares)) if there else None
+
+
+def sum_below(handle: ModelHandle, name: str) -> Tensor | None:
+    """What the patches on the handle have added to a matrix, in float32; None for nothing."""
+    below: list[Mapping[str, Delta]] = [patch.deltas for patch in handle.patches if isinstance(patch, WeightPatch)]
+    deltas = [own[name].dense().to(handle.device).float() for own in below if name in own]
+    return sum(deltas[1:], deltas[0]) if deltas else None
+
+
+def _square(change: Tensor) -> float:
+    return float(torch.linalg.vector_norm(change, dtype=torch.float64)) ** 2
