@@ -280,7 +280,7 @@ def _too_far(handle: ModelHandle, edits: int, least: float, most: float) -> str:
     return (
         f"{edits} edits{there} may move the weights by {least:.1f} (each its own way) to {most:.1f} (all one way) "
         f"times their own norm; above {LARGE_CHANGE} the model forgets much else that it knew. Make fewer, or all in "
-        "one change (memit), or a method for long sequences (alphaedit, grace) or a guard (norm_bound, rect, prune)"
+        "one change (memit), or a method for long sequences (alphaedit, grace) or a guard (norm_bound, prune, rect)"
     )
 
 

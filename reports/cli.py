@@ -5,9 +5,11 @@ Exit codes: 0 every claim holds, 1 some claim does not hold, 3 not enough eviden
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import sys
+import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,6 +20,7 @@ from editkit import __version__
 from editkit.errors import InputError
 from editkit.handle import SHOWN
 from editkit.patch import load_patch
+from editkit.settings import merged
 from reports import commands, removing
 from reports.audit import run
 from reports.console import EXIT, Bars, OneLine, one_line_errors, out
@@ -67,6 +70,14 @@ Operator = Annotated[str, typer.Option("--operator", "-o", help="`editkit list o
 Presets = Annotated[
     str | None,
     typer.Option("--preset", help="published: for this model, or a guess; auto: search the settings on this model."),
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        help="A setting of the operator, above its preset, as NAME=VALUE in TOML (of.name=alphaedit, layer=5, "
+        "layers=[4,5]); may be given more than once.",
+    ),
 ]
 Probes = Annotated[list[str] | None, typer.Option("--probe", "-p", help="May be given more than once.")]
 Pickle = Annotated[bool, typer.Option("--allow-pickle", help="Read pickle weights (they can run code).")]
@@ -132,7 +143,29 @@ def _asked(given: Mapping[str, Any]) -> AuditSpec:
         if not spec.get("operators"):
             raise InputError("--preset needs --operator; in a spec, give an operator its `preset`")
         spec["operators"] = [{**part, "preset": preset} for part in spec["operators"]]
+    if told := given.get("settings"):
+        if len(spec.get("operators", ())) != 1:
+            raise InputError("--set needs one --operator; in a spec, give an operator its `settings`")
+        spec["operators"][0]["settings"] = _settings(told)
     return read_spec(given.get("spec"), spec, OPTIONS)
+
+
+def _settings(told: Sequence[str]) -> dict[str, Any]:
+    """What --set says, each like a line of TOML; a value that is no TOML is a string."""
+    found: dict[str, Any] = {}
+    for line in told:
+        name, equals, value = line.partition("=")
+        for written in (value, json.dumps(value)):
+            try:
+                found = merged(found, tomllib.loads(f"{name} = {written}"))
+                break
+            except tomllib.TOMLDecodeError:
+                continue
+        else:
+            equals = ""
+        if not equals:
+            raise InputError(f"--set {line!r} is not NAME=VALUE, as in --set layer=5 or --set of.name=alphaedit")
+    return found
 
 
 def _as_in_a_spec(name: str, value: Any) -> Any:
@@ -163,6 +196,7 @@ def audit(
     model: Model = None,
     operator: Operators = None,
     preset: Presets = None,
+    settings: Settings = None,
     facts: Facts = None,
     n: Number = None,
     all_facts: AllFacts = False,
@@ -216,6 +250,7 @@ def edit(
     save: SaveOrPlan = None,
     operator: Operator = "rome",
     preset: Presets = None,
+    settings: Settings = None,
     on: On = None,
     without: Without = None,
     model: Model = None,
@@ -247,6 +282,7 @@ def unlearn(
     facts: Forget,
     save: Save,
     operator: Operator = "npo",
+    settings: Settings = None,
     model: Model = None,
     n: Number = None,
     all_facts: AllFacts = False,

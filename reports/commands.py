@@ -32,6 +32,8 @@ from reports.spec import AuditSpec
 from reports.watch import Watch
 from reports.wording import CLASSES, metric_title, named, plural, probe_title, told, variant_title
 
+LONG = 20  # facts: of so many the first two are tried beforehand, to tell what all will take
+
 
 def plan(spec: AuditSpec, watch: Watch, *, on: Sequence[Path] = (), without: Sequence[str] = ()) -> None:
     """Say what editing all facts would take, and what stands against it; nothing is saved."""
@@ -63,6 +65,9 @@ def change(
     check_save(save, spec, overwrite=overwrite)
     case = _Opened.of(task, spec, watch, on=on, without=without)
     operator, source = case.operator()
+    if task == "edit":
+        long = len(case.records) >= LONG
+        show_plan(case.handle, operator, source, case.records, spec.seed, watch, trial=long)
     watch.phase(f"{part.name} on {plural(len(case.records), 'fact')}")
     if task == "edit":
         patch, failed = _edited(operator, case)

@@ -27,15 +27,24 @@ def check(handle: ModelHandle, records: Sequence[EditRecord], watch: Watch) -> N
 
 
 def show_plan(
-    handle: ModelHandle, operator: Any, source: str, records: Sequence[EditRecord], seed: int, watch: Watch
+    handle: ModelHandle,
+    operator: Any,
+    source: str,
+    records: Sequence[EditRecord],
+    seed: int,
+    watch: Watch,
+    *,
+    trial: bool = True,
 ) -> None:
-    """Try the operator on the first facts, and print what all of them will take and what stands against it."""
-    watch.phase("Trying the first facts")
+    """Try the operator on the first facts, and print what all of them will take and what stands against it; without a
+    `trial`, what can be said beforehand."""
+    if trial:
+        watch.phase("Trying the first facts")
 
     def tell(what: str, done: int, total: int) -> None:
         watch.step(0, note=f"{what} {done}/{total}")
 
-    found = plan(handle, operator, [record.edit for record in records], seed=seed, progress=tell)
+    found = plan(handle, operator, [record.edit for record in records], seed=seed, trial=trial, progress=tell)
     mind = [("mind", _told(problem, records)) for problem in found.problems]
     table("Plan", ("", ""), [("settings from", source), *_rows(handle, found), *mind])
 
@@ -79,7 +88,7 @@ def _moved(found: Plan) -> str:
 
 def _time(found: Plan) -> str:
     if found.seconds is None or found.each is None or found.once is None:
-        return "unknown"
+        return ""
     return (
         f"{found.once:.0f} s once and {found.each:.1f} s a fact, {_spoken(found.seconds)} for all; less in one change"
     )

@@ -14,8 +14,11 @@ import torch
 from conftest import make_handle
 from typer.testing import CliRunner
 
+from editkit.patch import load_patch
+from reports import commands
 from reports.cli import app
 from reports.console import MODEL_OR_ENVIRONMENT, _told, err, out
+from reports.saving import PATCH_FILE
 
 GOOD = {"subject": "France", "relation": "capital", "object": "Paris", "target_new": "Rome", "prompt": "The capital of {} is"}  # fmt: skip
 
@@ -400,6 +403,40 @@ def test_every_fact_that_cannot_be_edited_is_named_before_anything_is_done(editk
     path = facts(tmp_path, GOOD, long, long | {"subject": "Chad"})
     output = editkit("edit", "--facts", path, "--model", model, "--operator", "ft_l", "--all-facts", "--save", tmp_path / "x", code=2)  # fmt: skip
     assert "2 facts cannot be edited" in output and "facts/2:" in output and "facts/3:" in output
+    assert not (tmp_path / "x").exists()
+
+
+def test_what_will_be_done_is_told_before_it_is(editkit, tmp_path, model, monkeypatch):
+    """Of a long run also how long: for that its first facts are tried."""
+    path = facts(tmp_path, GOOD)
+    given = ["edit", "--facts", path, "--model", model, "--all-facts", "--operator", "ft_l", "--save"]
+    told = editkit(*given, tmp_path / "a", code=0)
+    assert "mlp.down_proj.weight" in told and "s a fact" not in told
+    assert told.index("Plan") < told.index("asked by the fact's own prompt")
+    monkeypatch.setattr(commands, "LONG", 1)
+    assert "s a fact" in editkit(*given, tmp_path / "b", code=0)
+
+
+def test_settings_are_set_above_the_preset(editkit, tmp_path, model):
+    path = facts(tmp_path, GOOD)
+    given = ["edit", "--facts", path, "--model", model, "--all-facts", "--operator"]
+    guard = [
+        "--set",
+        "of.name=ft_l",
+        "--set",
+        "of.settings.layer=1",
+        "--set",
+        "of.settings.steps=2",
+        "--set",
+        "keep=0.5",
+    ]
+    editkit(*given, "rect", *guard, "--save", tmp_path / "e", code=0)
+    kept = load_patch(tmp_path / "e" / PATCH_FILE).provenance.settings
+    assert (kept["keep"], kept["of"]) == (0.5, {"name": "ft_l", "settings": {"layer": 1, "steps": 2}})
+    for wrong in ("layer", "layer 1=2", "=3"):
+        assert "is not NAME=VALUE" in editkit(*given, "ft_l", "--set", wrong, "--save", tmp_path / "x", code=2)
+    assert "'leyer'" in editkit(*given, "ft_l", "--set", "leyer=1", "--save", tmp_path / "x", code=2)
+    assert "--set needs one --operator" in editkit("audit", "--set", "layer=1", code=2)
     assert not (tmp_path / "x").exists()
 
 
