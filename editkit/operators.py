@@ -1,8 +1,8 @@
 """What an operator is: it computes a change and never applies it.
 
 A method is a frozen dataclass whose fields are its hyperparameters. It is called with a handle, a request and a seed
-and gives a patch; the handle is left as it was, to the bit. `Method.preset(architecture, model_name)` reads the
-settings published for a model.
+and gives a patch; the handle is left as it was, to the bit. `configured(name, handle)` gives one with the settings
+that its preset has for the model.
 """
 
 from __future__ import annotations

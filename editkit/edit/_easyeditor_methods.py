@@ -93,16 +93,21 @@ METHODS: Mapping[str, Method] = {
 
 BESIDE = "it answers through a layer put beside the model, and changes no weights that a patch could hold"
 TRAINED = "it needs a network that is trained beforehand, with EasyEdit's trainer"
-NOT_ADAPTED = "it is not adapted yet"
+UNTRIED = "nobody has tried its code on a handle yet"
 UNABLE: Mapping[str, str] = {
     "LoRA": "it leaves adapters in the model, and its AdaLoRA lacks the total_step that peft asks for; use `lora`",
     "DPO": "it leaves adapters in the model; use `lora`",
     "QLoRA": "it needs a quantised model; use `lora`",
     "IKE": "it changes prompts, by demonstrations from a sentence encoder; use `ike`",
-    **dict.fromkeys(("MEND", "SERAC", "MALMEN"), TRAINED),
-    **dict.fromkeys(("GRACE", "WISE", "MELO", "DEFER"), BESIDE),
+    "MALMEN": TRAINED,
+    **{name: f"{TRAINED}; use `{name.lower()}`" for name in ("MEND", "SERAC")},
+    **dict.fromkeys(("MELO", "DEFER"), BESIDE),
+    **{name: f"{BESIDE}; use `{name.lower()}`" for name in ("GRACE", "WISE")},
     **dict.fromkeys(("FT-Api", "DeepEdit-Api"), "it sends the facts to a paid service"),
-    **dict.fromkeys(("MEMIT-FE", "PMET", "KN", "EAMET", "SPHERE", "CORE", "ULTRAEDIT", "SimIE", "DINM"), NOT_ADAPTED),
+    "PMET": f"{UNTRIED}; use `pmet`",
+    "KN": f"{UNTRIED}; use `knowledge_neurons`",
+    "ULTRAEDIT": f"{UNTRIED}; use `ultraedit`",
+    **dict.fromkeys(("MEMIT-FE", "EAMET", "SPHERE", "CORE", "SimIE", "DINM"), f"{UNTRIED}, and editkit has none of it"),
 }
 
 # What the bridge says itself: it follows from the handle, or from moments that are measured here.

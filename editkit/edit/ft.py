@@ -6,7 +6,8 @@
 It teaches the prompt's wording along with the object. FT-M masks the prompt, FT-L bounds the change as well.
 
 Differs from the authors' code:
-- theirs predicts all tokens of the object at the prompt's last token; here is the usual language-model loss;
+- theirs counts the object alone, all its tokens predicted at the prompt's last one; here the prompt counts too, each
+  token predicted from those before it, as in usual fine-tuning (`ft_m` counts the object alone);
 - all edits of one call are learned together, and training stops when their mean loss is small;
 - blocks below the layer are computed once: Δ cannot change what its matrix reads.
 """

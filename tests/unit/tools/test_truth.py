@@ -10,6 +10,8 @@ from truth_directions import COUNTERFACT, DIRECTIONS, WORLD, Share, directions, 
 from truth_page import COLUMNS, KEPT, KNOWS, PICTURE, TABLE, TOKENS, filled, kept_page, kept_rows
 from truth_parts import TITLES
 
+from editkit.operators import EDITS, configured, provenance_of
+
 
 def share(value, half=0.05):
     return Share(f"x{value}", value, value - half, value + half)
@@ -37,6 +39,20 @@ def test_kept_rows_are_of_what_their_file_says():
         asked = (*COLUMNS[file.parent.name], *(TOKENS if file.parent.name == WORLD else ()))
         assert [*kept["figures"]] == [column.title for column in asked], "measured by another protocol: make it anew"
         assert [*kept["parts"]] == ([*TITLES] if file.parent.name == WORLD else []), "make it anew"
+
+
+@pytest.mark.slow
+def test_the_page_tells_where_settings_are_from_as_the_presets_do(real_handle):
+    """A row whose settings are no longer the preset's keeps the source it was measured with."""
+    told = {}
+    for file in KEPT.glob("*/*.json"):
+        kept = json.loads(file.read_text("utf-8"))
+        if kept["operator"] not in EDITS.names():  # of other settings
+            continue
+        operator, source = configured(kept["operator"], real_handle)
+        if json.loads(json.dumps(provenance_of("", operator, real_handle, [], 0).settings)) == kept["settings"]:
+            told[file] = kept["settings_source"] == source
+    assert told and all(told.values()), f"take the new source over: {[str(f) for f, same in told.items() if not same]}"
 
 
 def test_a_share_in_a_text_is_the_rows_rounded_as_in_the_tables():
