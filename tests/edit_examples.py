@@ -9,6 +9,7 @@ import torch
 
 from editkit.facts import Edit, Fact, fill
 from editkit.handle import ModelHandle
+from editkit.hooks import traced
 from editkit.tokens import encode, encode_pair, subject_span
 
 EDITS = [
@@ -73,13 +74,22 @@ def read_by(handle: ModelHandle, layer: int, ids: Sequence[int], at: int) -> tup
     return seen["key"][0, at].float(), seen["value"][0, at].float()
 
 
-def plain_search(handle, edit, layer, before, search):
-    """ROME's key and residual by the book: full forward passes, one sequence at a time, torch's own Adam."""
+def block_output(handle: ModelHandle, layer: int, ids: Sequence[int], at: int) -> torch.Tensor:
+    """What a block gives at one place."""
+    with torch.no_grad(), traced(handle.model, [handle.arch.path("block", layer)]) as seen:
+        handle.model(torch.tensor([list(ids)]))
+    [block] = seen.values()
+    return block.output[0, at].float()
+
+
+def plain_search(handle, edit, layer, before, search, *, of_block=False):
+    """ROME's key and residual by the book: full forward passes, one sequence at a time, torch's own Adam. `of_block`:
+    clamp and weight decay go by the norm of what the block gives, as MEMIT's do."""
     sequences = [ids_and_place(handle, edit, context) for context in before]
     essence = encode(handle.tokenizer, fill("{} is a", edit.fact.subject))
     essence_at = subject_span(handle.tokenizer, "{} is a", edit.fact.subject).last
     reads = [read_by(handle, layer, ids, at) for ids, at, _ in sequences]
-    norm = reads[0][1].norm()
+    norm = block_output(handle, layer, *sequences[0][:2]).norm() if of_block else reads[0][1].norm()
     residual = torch.zeros(len(reads[0][1]), requires_grad=True)
     adam = torch.optim.Adam([residual], lr=search.learning_rate)
     base = None

@@ -118,6 +118,24 @@ def test_contexts_are_drawn_by_the_seed_and_share_the_neurons(handle):
     assert one.digest == again.digest and isinstance(other, WeightPatch)
 
 
+def test_every_context_speaks_for_the_neurons(handle):
+    """Those of both contexts' scores together are not those of the first one's."""
+    operator, of_first = KN(neurons=KIND.neurons, contexts=Contexts((8,), 2)), []
+    for edit in ENDING:
+        asked = [
+            encode_pair(handle.tokenizer, context + edit.fact.text, edit.fact.object)
+            for context in operator.contexts.before(handle, 0)
+        ]
+        assert len(asked) > 1
+        both, first = (
+            [[neuron.layer, neuron.index] for neuron in operator.neurons.of(seen.scores)]
+            for seen in (operator.neurons.attributed(handle, pairs) for pairs in (asked, asked[:1]))
+        )
+        assert operator(handle, [edit], seed=0).provenance.notes["neurons"] == [both]
+        of_first.append(first == both)
+    assert not all(of_first)
+
+
 def test_where_nothing_speaks_for_the_old_object_it_says_so(handle):
     name = [handle.weight_name("mlp_out", layer) for layer in range(handle.layers)]
     from editkit.patch import DenseDelta

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 import torch
 from conftest import LAYOUTS, make_handle
-from edit_examples import ENDING, distance, private_cache, read_by
+from edit_examples import ENDING, block_output, distance, plain_search, private_cache, read_by
 
 from editkit.edit._locate_then_edit import Contexts
 from editkit.edit._search import TargetSearch, find_targets, rows_of_edit
@@ -16,7 +16,6 @@ from editkit.edit.emmet import EMMET
 from editkit.edit.memit import MEMIT
 from editkit.edit.r_rome import RROME
 from editkit.errors import InputError
-from editkit.hooks import traced
 from editkit.linalg import SolveError
 from editkit.moments import MomentSettings, second_moments
 from editkit.patch import DenseDelta, WeightPatch, load_patch
@@ -40,13 +39,6 @@ def cache(tmp_path_factory):
 
 def dense(patch):
     return {name: delta.dense() for name, delta in patch.deltas.items()}
-
-
-def block_output(handle, layer, ids, at):
-    with torch.no_grad(), traced(handle.model, [handle.arch.path("block", layer)]) as seen:
-        handle.model(torch.tensor([ids]))
-    [block] = seen.values()
-    return block.output[0, at].float()
 
 
 def mean_key(handle, edit, layer, before):
@@ -79,6 +71,20 @@ def plain(handle, edits, method):
     finally:
         handle.rollback(depth)
     return found
+
+
+@pytest.mark.parametrize("layout", [each for each in LAYOUTS if not each.startswith("gemma")])
+def test_the_search_goes_by_the_norm_of_what_the_block_gives(handle_of, layout):
+    """The authors' clamp of 0.75 would be another one beside what `mlp_out` gives."""
+    handle, search = handle_of(layout), TargetSearch(8, 0.5, clamp=0.75, weight_decay=0.5, stop_below=0.0)
+    for edit in ENDING[:2]:
+        _, residual, loss, _ = plain_search(handle, edit, 1, ["", "So "], search, of_block=True)
+        [found] = find_targets(handle, [edit], 1, ["", "So "], search, seed=0, of_block=True)
+        assert found.notes["relative_norm"] <= 0.75 * (1 + 1e-4)
+        assert found.notes["relative_norm"] > 0.74 or layout == "gpt2_square"  # there its weight keeps it below
+        assert found.notes["loss"] == pytest.approx(loss, rel=1e-3)
+        assert distance(found.residual, residual) < 1e-3
+        assert distance(plain_search(handle, edit, 1, ["", "So "], search)[1], residual) > 0.05
 
 
 @pytest.mark.parametrize("layout", [each for each in LAYOUTS if not each.startswith("gemma")])
@@ -161,13 +167,17 @@ def test_alphaedit_keeps_the_keys_of_the_patches_below_it(handle, tmp_path):
     assert float((mindful @ key).norm()) < 0.1 * float((heedless @ key).norm())
 
 
-def test_a_larger_weight_of_the_moment_makes_a_smaller_change(handle):
+@pytest.mark.parametrize(
+    ("name", "setting", "values"),
+    [("memit", "moment_weight", (0.1, 10.0, 1000.0)), ("emmet", "ridge", (0.0, 1.0, 100.0))],
+)
+def test_a_larger_weight_of_the_moment_or_ridge_makes_a_smaller_change(handle, name, setting, values):
     norms = [
         sum(
-            float(value.norm())
-            for value in dense(dataclasses.replace(METHODS["memit"], moment_weight=w)(handle, ENDING, seed=0)).values()
+            float(delta.norm())
+            for delta in dense(dataclasses.replace(METHODS[name], **{setting: value})(handle, ENDING, seed=0)).values()
         )
-        for w in (0.1, 10.0, 1000.0)
+        for value in values
     ]
     assert norms == sorted(norms, reverse=True) and norms[0] > 2 * norms[-1]
 

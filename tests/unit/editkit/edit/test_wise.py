@@ -177,6 +177,16 @@ def test_the_fast_training_equals_the_plain_one(handle_of, layout):
     assert distance(patch.delta, side_by_hand(handle, EDITS[1], operator)) < 1e-2
 
 
+def test_in_one_step_edits_together_move_it_as_each_alone_would(handle):
+    """The rate is that of one edit: many in one call must not share it."""
+    operator = dataclasses.replace(
+        QUICK, steps=1, learning_rate=0.01, bound=100.0, stop_below=0.0, margins=Margins(weight=0.0)
+    )
+    both = operator(handle, EDITS[:2], seed=0).delta
+    alone = [operator(handle, [edit], seed=0).delta for edit in EDITS[:2]]
+    assert distance(both, sum(alone)) < 1e-4
+
+
 def test_entries_outside_the_mask_stay_and_none_passes_the_bound(handle):
     patch = dataclasses.replace(QUICK, mask=0.25, bound=0.01)(handle, EDITS, seed=0)
     assert 0.15 < float((patch.delta != 0).float().mean()) < 0.35
