@@ -43,6 +43,11 @@ def resolved(handle: ModelHandle, choice: str) -> str:
     return BFLOAT16 if on_cpu and cpu_is_fast_at_bfloat16() else FLOAT32
 
 
+def told(handle: ModelHandle, choice: str) -> str:
+    """For a record, the precision of the products; "float32" leaves those of narrower or wider weights as they are."""
+    return str(handle.dtype).removeprefix("torch.") if resolved(handle, choice) == FLOAT32 else BFLOAT16
+
+
 @functools.cache
 def cpu_is_fast_at_bfloat16() -> bool:
     """Whether this CPU has AMX or AVX-512 instructions for bfloat16 products; False where torch cannot tell."""

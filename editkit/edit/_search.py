@@ -26,7 +26,7 @@ from editkit.fused import Fused
 from editkit.handle import ModelHandle
 from editkit.linalg import SolveError
 from editkit.memory import give_back
-from editkit.products import FLOAT32, Products, check_products, exact, products_of, resolved, using
+from editkit.products import FLOAT32, Products, check_products, exact, products_of, told, using
 from editkit.tokens import encode, encode_pair, subject_span
 
 ESSENCE = f"{SLOT} is a"  # what the subject is must stay: the KL term is taken on this prompt
@@ -46,7 +46,7 @@ class TargetSearch:
     With `tokens_per_step` > 0 each step draws as many contexts as have that many tokens from the subject's last one on,
     the prompt alone always among them; the search still ends only when the loss over all contexts is below. Where all
     fit, nothing is drawn. `products` are the matrix products of the steps (see editkit/products.py): "float32",
-    "bfloat16" or "auto"; a loss that ends the search is float32.
+    "bfloat16" or "auto"; a loss that ends the search is taken with the model's own.
     """
 
     steps: int = 20
@@ -278,7 +278,7 @@ class _Search:
 
     @torch.no_grad()
     def verified(self, live: Sequence[int], loss: Tensor) -> list[float]:
-        """The losses, those of edits that seem done taken over all contexts and in float32."""
+        """The losses, those of edits that seem done taken over all contexts and with the model's own products."""
         if not torch.isfinite(loss).all():
             raise SolveError("the loss of the value search is not finite; load the model in float32")
         done = [edit for edit, value in zip(live, loss.tolist(), strict=True) if value < self.settings.stop_below]
@@ -299,7 +299,7 @@ class _Search:
             "steps": steps,
             "loss": loss,
             "relative_norm": float(residual.norm() / self.norms[edit, -1]),
-            "products": resolved(self.handle, self.settings.products),
+            "products": told(self.handle, self.settings.products),
         }
         own = self.upper.keys[first, 0].float()
         return Target(self.keys[edit], own, residual, self.state(first, residual).detach().float(), notes)

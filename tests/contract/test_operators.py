@@ -320,6 +320,12 @@ def test_on_bfloat16_weights_a_patch_is_computed_wide_and_moves_the_right_way(na
     if isinstance(patch, WeightPatch):
         parts = [tensor for delta in patch.deltas.values() for tensor in delta.tensors().values()]
         assert {tensor.dtype for tensor in parts} <= {torch.float32, torch.float64}
+        assert any(holds_more_than_bfloat16(tensor) for tensor in parts), "rounded before it was a patch"
+
+
+def holds_more_than_bfloat16(tensor):
+    changed = tensor[tensor != 0]
+    return float((changed.bfloat16().to(tensor.dtype) != changed).float().mean()) > 0.5
 
 
 @EACH

@@ -224,6 +224,15 @@ def test_candidates_fit_their_operator_and_its_layers(handle, name):
             assert all(0 <= layer < handle.layers for layer in layers) and operator
 
 
+NOTHING_TO_SEARCH = {"serac": "its scope is trained on built-in facts", "easyeditor": "its settings are EasyEdit's"}
+
+
+@pytest.mark.parametrize("name", EDITS.names())
+def test_every_operator_can_be_searched_but_for_these(handle, name):
+    """Nobody with a new model should have to write numbers."""
+    assert bool(auto._start(name, handle, {})[1]) == (name not in NOTHING_TO_SEARCH)
+
+
 def test_a_real_search_finds_a_layer_where_edits_take(handle):
     """The whole way on a tiny model, by fine-tuning, which makes even a random one say what it is told."""
     before = handle.fingerprint()

@@ -21,6 +21,7 @@ from editkit.edit.r_rome import RROME
 from editkit.edit.rome import ROME
 from editkit.errors import InputError
 from editkit.facts import Edit, Fact
+from editkit.handle import ModelHandle
 from editkit.linalg import SolveError, rank_one
 from editkit.moments import MomentSettings, second_moments
 from editkit.operators import configured
@@ -72,6 +73,23 @@ def test_the_residual_stays_within_the_clamp_as_the_plain_one_does(handle):
     [found] = find_targets(handle, ENDING[:1], 1, BEFORE, search, seed=0)
     assert found.notes["relative_norm"] == pytest.approx(3.0, rel=1e-5)
     assert distance(found.residual, residual) < 1e-3
+
+
+@pytest.mark.parametrize("of_block", [False, True])
+@pytest.mark.parametrize("layout", ["llama", "gpt2_square"])
+def test_on_bfloat16_weights_the_residual_is_held_wide(handle_of, layout, of_block):
+    """Steps of Adam vanish in bfloat16. The passes are the model's: near those of the same weights in float32."""
+    narrow, wide = (make_handle(layout, dtype=torch.bfloat16) for _ in range(2))
+    wide.model.float()
+    wide = ModelHandle.of(wide.model, wide.tokenizer)
+    search = TargetSearch(8, 0.1, clamp=100.0, weight_decay=0.0, stop_below=0.0)
+    [found], [other] = (
+        find_targets(handle, ENDING[:1], 1, [""], search, seed=0, of_block=of_block) for handle in (narrow, wide)
+    )
+    assert found.residual.dtype == torch.float32
+    assert float((found.residual.bfloat16().float() != found.residual).float().mean()) > 0.5
+    assert distance(found.residual, other.residual) < 0.2
+    assert (found.notes["products"], other.notes["products"]) == ("bfloat16", "float32")
 
 
 @pytest.mark.parametrize("layout", ["llama", "gemma2", "gptj"])
