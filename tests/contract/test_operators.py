@@ -30,7 +30,7 @@ from editkit.settings import build, settings_of
 OPERATORS = (*EDITS.names(), *UNLEARNERS.names())
 CASES = pytest.mark.parametrize(("name", "layout"), [(name, layout) for name in OPERATORS for layout in LAYOUTS])
 EACH = pytest.mark.parametrize("name", OPERATORS)
-FEW = ("llama", "gpt2_square", "gemma2")
+FEW = ("llama", "gpt2_square", "gpt_neox", "gemma2")
 
 
 class Interruption(BaseException):
@@ -291,9 +291,12 @@ def test_progress_rises_and_comes_to_its_end(name):
     assert last == sorted(last)
 
 
+@pytest.mark.parametrize(
+    ("layout", "bos", "pad"), [("llama", True, False), ("gpt2", True, True), ("gptj", False, False)]
+)
 @EACH
-def test_a_tokenizer_without_pad_and_with_bos_serves(name):
-    handle = make_handle("llama", bos=True, pad=False)
+def test_tokenizers_with_bos_and_without_pad_serve(name, layout, bos, pad):
+    handle = make_handle(layout, bos=bos, pad=pad)
     before = handle.fingerprint()
     operator, _ = configured(name, handle, QUICK.get(name))
     patch = operator(handle, ENDING[:1] if name in EDITS else REQUEST, seed=0)
@@ -349,10 +352,11 @@ ODD = {
 
 
 @pytest.mark.parametrize("subject", ODD)
+@pytest.mark.parametrize("layout", ["llama", "gpt2"])
 @pytest.mark.parametrize("name", EDITS.names())
-def test_a_subject_takes(name, subject):
+def test_a_subject_takes(name, layout, subject):
     words, prompt = ODD[subject]
     edit = Edit(Fact(words, "home", "Paris", prompt), "Rome")
-    handle = handle_for("llama")
-    patch = call(name, "llama", request=[edit])
+    handle = handle_for(layout)
+    patch = call(name, layout, request=[edit])
     assert moves_the_right_way(name, patch, changes(handle, patch, [(edit.fact.text, edit.target_new)]))
