@@ -51,7 +51,8 @@ class InContext:
     """Puts demonstrations and the new facts that a prompt is about before it.
 
     `shown` stand before every prompt; `copies` too, but as many other new facts as are nearest take their places.
-    `scoped`: a prompt that names no subject stays as it is, to the letter; else it gets the nearest fact.
+    `scoped`: a prompt that names no subject stays as it is, to the letter; else it gets the nearest fact, unless a
+    patch below has given it one: of a stack, whoever knows the subject speaks.
     """
 
     facts: tuple[NewFact, ...]
@@ -61,17 +62,19 @@ class InContext:
     scoped: bool
 
     def __call__(self, prompt: str) -> str:
+        _, earlier, question = parted(prompt)
+        return prompt if (self.scoped or earlier) and not self.named(question) else self.told(prompt)
+
+    def told(self, prompt: str) -> str:
+        """The prompt after the facts that it is about, or after the nearest one."""
         before, earlier, question = parted(prompt)
-        near = self.nearest(question)
-        named = self.named(question)
-        if self.scoped and not named:
-            return prompt
+        near, named = self.nearest(question), self.named(question)
         about = [place for place in near if place in named][-self.most_facts :] or near[-1:]
         others = [place for place in near if place not in about][-len(self.copies) :] if self.copies else []
         copies = [*self.copies[len(others) :], *(self.facts[place].shown for place in others)]
         own = [self.facts[place] for place in about]
-        told = [*self.shown, *copies, before, *(fact.shown for fact in own), earlier]
-        return "".join([*told, *(f"{FACT}{fact.line}\n" for fact in own), PROMPT, question])
+        shown = [*self.shown, *copies, before, *(fact.shown for fact in own), earlier]
+        return "".join([*shown, *(f"{FACT}{fact.line}\n" for fact in own), PROMPT, question])
 
     def named(self, prompt: str) -> set[int]:
         """Places of the facts whose subject the prompt names: whole words, and of a name within a longer one only the

@@ -93,7 +93,7 @@ class InScope:
         best = max(range(len(scores)), key=lambda place: (scores[place], place), default=None)
         if best is None or not scores[best] > self.threshold:
             return prompt
-        return InContext((self.facts[best],), (), (), 1, False)(prompt)
+        return InContext((self.facts[best],), (), (), 1, False).told(prompt)
 
     def scores(self, question: str) -> list[float]:
         """How sure it is, of each edit, that the question is in its scope."""

@@ -22,7 +22,8 @@ Differs from the authors' code:
   keep its old answers, and the new fact alone works best;
 - other edits of the patch, nearest first, take the places of copies (by letters in common: no encoder);
 - one text serves many edits: theirs is told which one edit each test prompt belongs to, ours has to find it;
-- patches on top of one another make one text, the newest facts last.
+- patches on top of one another make one text, the newest facts last; one that does not know the subject adds nothing
+  where one below has given the prompt a fact.
 """
 
 from __future__ import annotations

@@ -199,6 +199,24 @@ def test_a_stack_is_one_text_with_the_newest_fact_last(handle):
     assert text.endswith("\nPrompt: Is France like Peru?") and text.count("\nPrompt: Is") == 1
 
 
+def test_of_a_stack_only_those_speak_that_know_the_subject():
+    """Or each would say its nearest fact, and a hundred patches a hundred facts about something else."""
+    stack = [of_subjects(country) for country in ("Peru", "Chad", "Chile", "Japan")]
+
+    def through(text, stack=stack):
+        for each in stack:
+            text = each(text)
+        return text
+
+    fact = "The capital of {} is Rome".format
+    assert new_facts(through("The capital of Japan is")) == [fact("Peru"), fact("Japan")]  # the lowest knows of no other
+    assert new_facts(through("The capital of Peru is")) == [fact("Peru")]
+    assert new_facts(through("2 + 2 =")) == [fact("Peru")]
+    scoped = [dataclasses.replace(each, scoped=True) for each in stack]
+    assert new_facts(through("The capital of Japan is", scoped)) == [fact("Japan")]
+    assert through("2 + 2 =", scoped) == "2 + 2 ="
+
+
 def test_a_patch_above_looks_at_the_question_alone():
     below, above = of_subjects("France"), of_subjects("France", scoped=True)
     rewritten = below("The sky is")
