@@ -209,7 +209,8 @@ def test_of_a_stack_only_those_speak_that_know_the_subject():
         return text
 
     fact = "The capital of {} is Rome".format
-    assert new_facts(through("The capital of Japan is")) == [fact("Peru"), fact("Japan")]  # the lowest knows of no other
+    two = [fact("Peru"), fact("Japan")]  # the lowest knows of no other
+    assert new_facts(through("The capital of Japan is")) == two
     assert new_facts(through("The capital of Peru is")) == [fact("Peru")]
     assert new_facts(through("2 + 2 =")) == [fact("Peru")]
     scoped = [dataclasses.replace(each, scoped=True) for each in stack]
