@@ -40,11 +40,7 @@ def curves(stacked: Sequence[Mapping[str, Any]]) -> str:
             "scale": {"domain": names, "scheme": "tableau20" if len(names) > 10 else "tableau10"},
             "legend": {"title": None},
         },
-        "strokeDash": {
-            "field": "batch",
-            "type": "nominal",
-            "legend": {"title": "at once", "symbolType": "stroke", "symbolSize": 400, "symbolStrokeColor": "black"},
-        },
+        "strokeDash": {"field": "batch", "type": "nominal", "legend": None},
         "shape": {"field": "operator", "type": "nominal", "scale": {"domain": names, "range": shapes}},
     }
     return vl_convert.vegalite_to_svg(

@@ -137,6 +137,8 @@ hundred at once.
 
 ![The three shares as the number of edits grows, a line an operator](truth/sequential.svg)
 
+Dashed: a hundred edits at once.
+
 """
 DIRECTIONS = """
 ## What the literature expects
