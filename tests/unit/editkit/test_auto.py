@@ -194,8 +194,8 @@ def test_what_a_guard_can_search_is_what_the_operator_within_can(handle, name, i
 
 
 def test_an_operator_without_anything_to_search_says_so(handle):
-    with pytest.raises(InputError, match="'ike' has no settings that are searched"):
-        auto_preset("ike", handle)
+    with pytest.raises(InputError, match="'serac' has no settings that are searched"):
+        auto_preset("serac", handle)
 
 
 def test_shares_are_of_the_prompts_themselves(handle):
