@@ -25,9 +25,11 @@ class Drift:
 
 @torch.no_grad()
 def drift(handle: ModelHandle, patch: Patch) -> Drift | None:
-    """That of a patch which comes on top of those that are on the handle; None where it adds to no weights."""
-    if not isinstance(patch, WeightPatch) or not patch.deltas:
-        return None
+    """That of a patch which comes on top of those that are on the handle, None where it adds to no weights. What stands
+    beside the weights (WISE's memory) is told alone."""
+    if not isinstance(patch, WeightPatch):
+        norm = patch.relative_norm(handle)
+        return None if norm is None else Drift(0.0, norm, norm)
     there, squares = 0.0, [0.0, 0.0, 0.0]
     for name, delta in patch.deltas.items():
         weight, earlier, own = handle.matrix(name).float(), sum_below(handle, name), delta.dense().to(handle.device)

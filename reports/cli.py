@@ -5,30 +5,24 @@ Exit codes: 0 every claim holds, 1 some claim does not hold, 3 not enough eviden
 
 from __future__ import annotations
 
-import json
-import re
 import shlex
 import sys
-import tomllib
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from editkit import __version__
 from editkit.errors import InputError
-from editkit.handle import SHOWN
-from editkit.patch import load_patch
-from editkit.settings import merged
 from reports import commands, removing
 from reports.audit import run
 from reports.console import EXIT, Bars, OneLine, one_line_errors, out
 from reports.listing import LISTS, show
+from reports.options import asked_for, digests
 from reports.record import read_audit
 from reports.render import write_reports
 from reports.run_folder import default_folder
-from reports.spec import AuditSpec, read_spec, resolved
+from reports.spec import resolved
 from reports.verdicts import show_verdicts
 
 CODES = (
@@ -105,90 +99,6 @@ Without = Annotated[
 ]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
-# Where in a spec the options stand, by the names of the commands' parameters.
-PLACES = {
-    "model": "model.name",
-    "device": "model.device",
-    "dtype": "model.dtype",
-    "allow_pickle": "model.allow_pickle",
-    "trust_remote_code": "model.trust_remote_code",
-    "facts": "facts.source",
-    "n": "facts.n",
-    "all_facts": "facts.known_only",
-    "seed": "seed",
-    "operator": "operators",
-    "probe": "probes",
-}
-PRESETS = ("published", "auto")
-OPTIONS = {place: "--" + name.replace("_", "-") for name, place in PLACES.items()}
-
-
-def _asked(given: Mapping[str, Any]) -> AuditSpec:
-    """The spec of a command: that of its file or the default one, with the options that were given on top.
-
-    `given` are the command's parameters by name; those that no spec knows are left alone.
-    """
-    spec: dict[str, Any] = {}
-    for name, place in PLACES.items():
-        value = given.get(name)
-        if value is not None and value is not False and value != []:  # a seed of 0 is given
-            *parents, leaf = place.split(".")
-            node = spec
-            for parent in parents:
-                node = node.setdefault(parent, {})
-            node[leaf] = _as_in_a_spec(name, value)
-    if preset := given.get("preset"):
-        if preset not in PRESETS:
-            raise InputError(f"no --preset {preset!r}; there is {', '.join(PRESETS)}")
-        if not spec.get("operators"):
-            raise InputError("--preset needs --operator; in a spec, give an operator its `preset`")
-        spec["operators"] = [{**part, "preset": preset} for part in spec["operators"]]
-    if told := given.get("settings"):
-        if len(spec.get("operators", ())) != 1:
-            raise InputError("--set needs one --operator; in a spec, give an operator its `settings`")
-        spec["operators"][0]["settings"] = _settings(told)
-    return read_spec(given.get("spec"), spec, OPTIONS)
-
-
-def _settings(told: Sequence[str]) -> dict[str, Any]:
-    """What --set says, each like a line of TOML; a value that is no TOML is a string."""
-    found: dict[str, Any] = {}
-    for line in told:
-        name, equals, value = line.partition("=")
-        for written in (value, json.dumps(value)):
-            try:
-                found = merged(found, tomllib.loads(f"{name} = {written}"))
-                break
-            except tomllib.TOMLDecodeError:
-                continue
-        else:
-            equals = ""
-        if not equals:
-            raise InputError(f"--set {line!r} is not NAME=VALUE, as in --set layer=5 or --set of.name=alphaedit")
-    return found
-
-
-def _as_in_a_spec(name: str, value: Any) -> Any:
-    if name == "operator":
-        return [{"name": each} for each in ([value] if isinstance(value, str) else value)]
-    return not value if name == "all_facts" else value
-
-
-def _digests(names: Sequence[str] | None) -> list[str]:
-    """The patches that --without names, each by its file or by a digest, or the beginning of one."""
-    return [_digest(name) for name in names or ()]
-
-
-def _digest(name: str) -> str:
-    if Path(name).exists():
-        return load_patch(Path(name)).digest
-    if re.fullmatch(rf"[0-9a-f]{{{SHOWN},64}}", name):
-        return name
-    raise InputError(
-        f"--without {name} is no file of a patch and no digest of one ({SHOWN} to 64 hexadecimal digits, as the error "
-        "of a patch that lacks it gives them)"
-    )
-
 
 @app.command(epilog=CODES)
 def audit(
@@ -212,7 +122,7 @@ def audit(
     """Change a model, try to break the change, and write the report."""
     given = locals()
     with one_line_errors(debug):
-        asked = resolved(_asked(given))
+        asked = resolved(asked_for(given))
         folder = out_folder or default_folder(asked)
         command = shlex.join(["editkit", *sys.argv[1:]])
         with Bars() as bars:
@@ -268,7 +178,7 @@ def edit(
     """Edit facts in a model, all in one change, and save it; with --on it comes on top of earlier ones."""
     given = locals()
     with one_line_errors(debug), Bars() as bars:
-        asked, waived = _asked(given), _digests(without)
+        asked, waived = asked_for(given), digests(without)
         if dry_run:
             commands.plan(asked, bars, on=on or (), without=waived)
         elif save is None:
@@ -297,7 +207,7 @@ def unlearn(
     """Make a model forget facts and save it."""
     given = locals()
     with one_line_errors(debug), Bars() as bars:
-        asked = _asked(given)
+        asked = asked_for(given)
         commands.change("unlearn", asked, save, bars, overwrite=overwrite)
 
 
@@ -327,12 +237,12 @@ def probe(
     """Ask the probes' questions before and after a saved patch, about the same facts: give --n, --seed … as then."""
     given = locals()
     with one_line_errors(debug), Bars() as bars:
-        asked = _asked(given)
+        asked = asked_for(given)
         task = "unlearn" if forget else "edit"
         if patch is None:
             commands.listed(task, asked, bars)
         else:
-            commands.probe(task, asked, patch, bars, on=on or (), without=_digests(without))
+            commands.probe(task, asked, patch, bars, on=on or (), without=digests(without))
 
 
 @app.command()
@@ -355,7 +265,7 @@ def remove(
     """Take one patch out from among others, and tell what that does to them."""
     given = {key: value for key, value in locals().items() if key not in ("patch", "take_out", "save")}
     with one_line_errors(debug), Bars() as bars:
-        removing.remove(_asked(given), patch, take_out, save, bars, without=_digests(without))
+        removing.remove(asked_for(given), patch, take_out, save, bars, without=digests(without))
 
 
 def _version(wanted: bool) -> None:

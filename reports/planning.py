@@ -10,7 +10,8 @@ from rich.text import Text
 from editkit.errors import InputError
 from editkit.facts import EditRecord
 from editkit.handle import ModelHandle
-from editkit.preflight import Plan, Problem, plan, problems
+from editkit.preflight import Plan, plan
+from editkit.problems import Problem, problems
 from reports.console import table
 from reports.watch import Watch
 from reports.wording import plural

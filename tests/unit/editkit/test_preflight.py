@@ -16,7 +16,7 @@ from edit_examples import ENDING, private_cache
 from tables import QUICK
 
 from editkit import preflight
-from editkit.drift import drift
+from editkit.drift import Drift, drift
 from editkit.edit import _search, rome
 from editkit.errors import MethodError
 from editkit.facts import Edit, Fact
@@ -24,7 +24,8 @@ from editkit.linalg import SolveError
 from editkit.moments import second_moments
 from editkit.operators import EDITS, Confined, configured, provenance_of
 from editkit.patch import DenseDelta, LowRankDelta, WeightPatch
-from editkit.preflight import LARGE_CHANGE, plan, problems
+from editkit.preflight import LARGE_CHANGE, plan
+from editkit.problems import problems
 
 RECORD = Path(__file__).parents[3] / "docs" / "truth" / "sequential"
 
@@ -225,6 +226,13 @@ def test_what_is_on_the_model_counts_and_warns_no_less(handle, below):
     assert warned(found) == (0.1 * (below + 1) > LARGE_CHANGE)
     if warned(found):
         assert any(f"on top of the {below} that are on the model" in each.text for each in found.problems)
+
+
+def test_a_memory_beside_the_weights_is_told_by_its_own_norm(handle):
+    patch = configured("wise", handle, QUICK["wise"])[0](handle, ENDING[:1], seed=0)
+    norm = patch.relative_norm(handle)
+    assert norm > 0 and drift(handle, patch) == Drift(0.0, norm, norm)
+    assert drift(handle, configured("ike", handle, QUICK["ike"])[0](handle, ENDING[:1], seed=0)) is None
 
 
 @dataclass(frozen=True, slots=True)

@@ -199,6 +199,15 @@ def test_one_bad_fact_does_not_lose_the_others(four, tmp_path):
     assert notes["passed_over"] == {"four/2": "cannot edit 'Italy': its key is nothing"}
 
 
+def test_a_trial_that_is_refused_does_not_stop_the_run(four, tmp_path, monkeypatch):
+    """As where the first facts of a long list are the bad ones."""
+    monkeypatch.setattr("reports.commands.LONG", 1)
+    monkeypatch.setattr("editkit.preflight.MOST", 1)
+    told = said_of(four(fails=["France"]), tmp_path / "saved")
+    assert "Plan" not in told and "Passed over, for choosy finds no edit: France" in told
+    assert "of 3 facts give the new answer" in told and (tmp_path / "saved" / PATCH_FILE).is_file()
+
+
 def test_facts_that_can_be_edited_together_are_not_tried_one_by_one(four, tmp_path):
     assert "Passed over" not in said_of(four(), tmp_path / "saved")
     assert len(Picky.asked) == 1
