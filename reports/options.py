@@ -58,11 +58,11 @@ def asked_for(given: Mapping[str, Any]) -> AuditSpec:
     if told := given.get("settings"):
         if len(spec.get("operators", ())) != 1:
             raise InputError("--set needs one --operator; in a spec, give an operator its `settings`")
-        spec["operators"][0]["settings"] = reduce(merged, map(_setting, told))
+        spec["operators"][0]["settings"] = reduce(merged, map(setting, told))
     return read_spec(given.get("spec"), spec, OPTIONS)
 
 
-def _setting(line: str) -> dict[str, Any]:
+def setting(line: str) -> dict[str, Any]:
     """What --set says, like a line of TOML; a value that is no TOML is a string."""
     name, equals, value = line.partition("=")
     for written in (value, json.dumps(value)) if equals else ():

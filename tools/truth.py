@@ -18,6 +18,7 @@ import statistics
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +30,11 @@ from truth_parts import PARTS, Part, counts, knew, of_variant, shares
 from editkit.facts import fill
 from editkit.files import write_text
 from editkit.operators import EDITS
+from editkit.settings import merged
 from probes.estimate import Estimate
 from probes.metrics import Row
 from reports.audit import run
+from reports.options import setting
 from reports.record import Audit, Change
 from reports.spec import make_spec, resolved
 
@@ -50,24 +53,19 @@ def main() -> None:
     options.add_argument("operators", nargs="*", choices=[[], ALL, *EDITS.names()], metavar="OPERATOR")
     options.add_argument("--facts", type=int, default=FACTS)
     options.add_argument("--counterfact", type=Path, metavar="FILE")
-    options.add_argument("--set", type=_setting, action="append", default=[], metavar="NAME=VALUE")
+    options.add_argument("--set", type=setting, action="append", default=[], metavar="NAME=VALUE")
     options.add_argument("--check", action="store_true")
     given = options.parse_args()
     source = COUNTERFACT if given.counterfact else WORLD
     facts = {"n": given.facts} | (_counterfact(given.counterfact) if given.counterfact else {})
     if given.operators:
         names = sorted(EDITS.names()) if ALL in given.operators else given.operators
-        for row in _measured(names, source, facts, dict(given.set)):
+        for row in _measured(names, source, facts, reduce(merged, given.set, {})):
             write_text(KEPT / source / f"{row['operator']}.json", json.dumps(row, indent=1) + "\n")
     if given.check:
         sys.exit(TABLE.read_text("utf-8") != kept_page())
     write_text(TABLE, kept_page())
     write_text(PICTURE, curves(kept_rows()[1]))
-
-
-def _setting(told: str) -> tuple[str, Any]:
-    name, _, value = told.partition("=")
-    return name, json.loads(value)
 
 
 def _counterfact(path: Path) -> dict[str, Any]:
