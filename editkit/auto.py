@@ -28,6 +28,7 @@ from editkit.operators import Guarding, Preset, candidates, each, operator_class
 from editkit.patch import Patch
 from editkit.scoring import score_pairs
 from editkit.settings import build, merged
+from editkit.wide import working_dtype
 
 VERSION = 2  # raise when another choice comes out for the same key
 FACTS = 6
@@ -175,7 +176,7 @@ class _Search:
         parts = [
             VERSION,
             self.handle.state,
-            str(self.handle.dtype),
+            f"{self.handle.dtype} {working_dtype(self.handle)}",
             self.name,
             self.seed,
             self.base,

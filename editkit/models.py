@@ -18,7 +18,7 @@ import zipfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from filelock import FileLock
@@ -59,13 +59,16 @@ _NUMBER = re.compile(r"\d+")  # of a layer, a block, an expert in the name of a 
 
 @dataclass(frozen=True, slots=True)
 class LoadOptions:
-    """How a model is loaded. `allow_pickle` and `trust_remote_code` run code of the model's author."""
+    """How a model is loaded. `allow_pickle` and `trust_remote_code` run code of the model's author. Changes of weights
+    narrower than float32 are computed in float32, or with `compute="native"` as the weights are: in half the memory,
+    and less exactly."""
 
     device: str = "auto"
     dtype: str = "float32"
     revision: str | None = None
     allow_pickle: bool = False
     trust_remote_code: bool = False
+    compute: Literal["float32", "native"] = "float32"
 
 
 def cache_folder() -> Path:

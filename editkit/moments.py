@@ -33,6 +33,7 @@ from editkit.hooks import traced
 from editkit.models import cache_folder
 from editkit.sampling import NAMED, TextPlan, sampled_texts
 from editkit.tokens import encode, pad, pad_id_of
+from editkit.wide import in_float32, working_dtype
 
 VERSION = 1  # raise when another matrix comes out for the same key
 ROWS = 48  # sequences read at once
@@ -93,7 +94,7 @@ def second_moments(
     missing = [layer for layer in places if layer not in found]
     if missing:
         pieces = corpus.pieces()
-        with without_patches(handle), torch.inference_mode():
+        with in_float32(handle), without_patches(handle), torch.inference_mode():
             partial = _Partial([places[layer].key for layer in missing], missing)
             sums = _measure(handle, missing, pieces, partial, progress)
         tokens = sum(map(len, pieces))
@@ -244,7 +245,7 @@ class _Place:
             "setup": handle.setup_digest,
             "weight": handle.weight_name(PART, layer),
             "corpus": corpus,
-            "computed": str(handle.dtype),
+            "computed": str(working_dtype(handle)),
             **{name: value for name, value in asdict(settings).items() if name != "corpus"},  # its digest stands above
         }
         self.key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

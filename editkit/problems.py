@@ -83,6 +83,7 @@ def _of_model(handle: ModelHandle) -> Iterator[Problem]:
     if handle.dtype == torch.float16:
         yield Problem(
             None,
-            "float16 weights overflow above 65,504: gradients may, too; load the model in float32 or bfloat16",
+            "float16 overflows above 65,504: changed weights, and what they bring forth, may; load the model in "
+            "float32 or bfloat16",
             False,
         )

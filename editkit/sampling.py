@@ -25,6 +25,7 @@ from editkit.forward import run, unembed
 from editkit.handle import ModelHandle
 from editkit.models import cache_folder
 from editkit.tokens import encode, pad, pad_id_of
+from editkit.wide import in_float32, working_dtype
 
 VERSION = 1  # raise when other text comes out for the same plan
 ROWS = 64
@@ -73,7 +74,7 @@ class TextPlan:
             "version": VERSION,
             "base": handle.base_digest,
             "setup": handle.setup_digest,
-            "dtype": str(handle.dtype),
+            "dtype": str(working_dtype(handle)),
             **asdict(self),
         }
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
@@ -86,7 +87,7 @@ def sampled_texts(handle: ModelHandle, plan: TextPlan, progress: Progress | None
     if kept is not None:
         return kept
     partial = _Partial(file.with_suffix(".partial.json"), plan.count)
-    with without_patches(handle), torch.inference_mode():
+    with in_float32(handle), without_patches(handle), torch.inference_mode():
         texts = _draw(handle, plan, progress, partial)
     _keep(file, texts)
     partial.drop()

@@ -44,12 +44,14 @@ class _Column:
 class Stacked:
     """Changes on parameters, each on top of those before it. `mark` names a height; `back_to` a mark undoes the rest.
 
-    Whatever strikes within `put` or `back_to`, calling `back_to` again leads to the same values.
+    Whatever strikes within `put` or `back_to`, calling `back_to` again leads to the same values. `own_dtypes` are those
+    of parameters, by id, that are held in a wider one for a while (editkit/wide.py): they change as in their own.
     """
 
-    __slots__ = ("_columns", "_height")
+    __slots__ = ("_columns", "_height", "own_dtypes")
 
     def __init__(self) -> None:
+        self.own_dtypes: dict[int, torch.dtype] = {}
         self._columns: dict[str, _Column] = {}
         self._height = 0
 
@@ -60,7 +62,7 @@ class Stacked:
 
     def put(self, name: str, parameter: nn.Parameter, change: Change) -> None:
         """Change a parameter in place. What `change` raises leaves it as it was."""
-        now = parameter.detach()
+        now = parameter.detach().to(self.own_dtypes.get(id(parameter), parameter.dtype))
         value = change(now)
         column = self._columns.setdefault(name, _Column(parameter))
         column.keep(len(column.changes), now.clone())

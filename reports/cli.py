@@ -51,6 +51,14 @@ Spec = Annotated[Path | None, typer.Argument(help="A spec in TOML; without one t
 Model = Annotated[str | None, typer.Option("--model", "-m", help="Embedded model, folder, .gguf file or hub id.")]
 Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda or mps.")]
 Dtype = Annotated[str | None, typer.Option("--dtype", help="float32, bfloat16, float16 or float64.")]
+Compute = Annotated[
+    str | None,
+    typer.Option(
+        "--compute",
+        help="How a change of bfloat16 or float16 weights is computed. float32 (if not said): as of the same weights "
+        "in float32, and in their memory. native: as the weights are, in half of it, less exactly.",
+    ),
+]
 Facts = Annotated[str | None, typer.Option("--facts", help=f"The facts to change: {FACTS}")]
 OwnFacts = Annotated[str, typer.Option("--facts", help=f"The facts: {FACTS}")]
 Forget = Annotated[str, typer.Option("--forget", help=f"The facts to forget: {FACTS}")]
@@ -114,6 +122,7 @@ def audit(
     out_folder: Out = None,
     device: Device = None,
     dtype: Dtype = None,
+    compute: Compute = None,
     allow_pickle: Pickle = False,
     trust_remote_code: Remote = False,
     fresh: Fresh = False,
@@ -169,6 +178,7 @@ def edit(
     seed: Seed = None,
     device: Device = None,
     dtype: Dtype = None,
+    compute: Compute = None,
     allow_pickle: Pickle = False,
     trust_remote_code: Remote = False,
     overwrite: Overwrite = False,
@@ -199,6 +209,7 @@ def unlearn(
     seed: Seed = None,
     device: Device = None,
     dtype: Dtype = None,
+    compute: Compute = None,
     allow_pickle: Pickle = False,
     trust_remote_code: Remote = False,
     overwrite: Overwrite = False,

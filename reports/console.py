@@ -175,7 +175,8 @@ def _told(error: Exception, code: int) -> str:
             "report it, with the lines above, in editkit's issue tracker"
         )
     if _out_of_memory(error):
-        return "out of memory; use a smaller model, fewer facts or a narrower --dtype, or free some"
+        ways = "a smaller model, fewer facts, a narrower --dtype, or --compute native with one"
+        return f"out of memory; use {ways}, or free some"
     if not isinstance(error, OSError):
         return str(error)
     place = f"{as_named(str(error.filename))}: " if error.filename else "cannot write: " if error.errno else ""

@@ -16,6 +16,7 @@ import probes
 from editkit.data import data_folder
 from editkit.handle import ModelHandle
 from editkit.models import EMBEDDED
+from editkit.wide import working_dtype
 
 SOURCES = {".py", ".toml", ".html", ".css", ".js"}
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "scipy", "pandas", "gguf")
@@ -47,6 +48,7 @@ def environment(handle: ModelHandle) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "device": str(handle.device),
         "dtype": str(handle.dtype).removeprefix("torch."),
+        "computed": str(working_dtype(handle)).removeprefix("torch."),
         "attention": handle.attention_implementation,
         "editkit": editkit.__version__,
         "code": CODE,

@@ -22,6 +22,7 @@ PLACES = {
     "model": "model.name",
     "device": "model.device",
     "dtype": "model.dtype",
+    "compute": "model.compute",
     "allow_pickle": "model.allow_pickle",
     "trust_remote_code": "model.trust_remote_code",
     "facts": "facts.source",

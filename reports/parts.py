@@ -35,6 +35,7 @@ class ModelPart(_Part):
     revision: str | None = None
     allow_pickle: bool = False
     trust_remote_code: bool = False
+    compute: Literal["float32", "native"] = "float32"
 
     @field_validator("device")
     @classmethod
@@ -45,7 +46,7 @@ class ModelPart(_Part):
             raise ValueError(f"no device {name!r}; there is auto, cpu, cuda, mps") from None
 
     def options(self) -> LoadOptions:
-        return LoadOptions(self.device, self.dtype, self.revision, self.allow_pickle, self.trust_remote_code)
+        return LoadOptions(**self.model_dump(exclude={"name"}))
 
 
 Number = int | Literal["all"]

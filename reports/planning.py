@@ -12,6 +12,7 @@ from editkit.facts import EditRecord
 from editkit.handle import ModelHandle
 from editkit.preflight import Plan, plan
 from editkit.problems import Problem, problems
+from editkit.wide import working_dtype
 from reports.console import table
 from reports.watch import Watch
 from reports.wording import plural
@@ -53,7 +54,7 @@ def show_plan(
 def _rows(handle: ModelHandle, found: Plan) -> list[tuple[str, str | Text]]:
     size = sum(parameter.numel() * parameter.element_size() for parameter in handle.model.parameters())
     rows = [
-        ("model", f"{handle.name}, {handle.dtype} on {handle.device}, {size / GIB:.2f} GiB of weights"),
+        ("model", f"{handle.name}, {_precision(handle)} on {handle.device}, {size / GIB:.2f} GiB of weights"),
         ("facts", str(found.edits)),
         ("changes", _changes(found)),
         ("moments", _moments(found)),
@@ -65,6 +66,11 @@ def _rows(handle: ModelHandle, found: Plan) -> list[tuple[str, str | Text]]:
         ("weights move", _moved(found)),
     ]
     return [(name, text) for name, text in rows if text]
+
+
+def _precision(handle: ModelHandle) -> str:
+    own, working = (str(dtype).removeprefix("torch.") for dtype in (handle.dtype, working_dtype(handle)))
+    return own if own == working else f"{own} (a change is computed in {working})"
 
 
 def _changes(found: Plan) -> str:

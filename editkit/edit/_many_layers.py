@@ -19,6 +19,7 @@ from editkit.handle import ModelHandle
 from editkit.moments import Moment, MomentSettings, second_moments
 from editkit.operators import provenance_of
 from editkit.patch import WeightPatch
+from editkit.wide import computed_in_float32
 
 MEMIT_SEARCH = TargetSearch(clamp=0.75)
 MEMIT_CONTEXTS = Contexts(lengths=(10,), each=5)
@@ -53,6 +54,7 @@ class ManyLayers:
         """The method's update, ready for the second moments of its layers; and notes on it. `memo` is the handle's:
         what would take long to make again in the next call."""
 
+    @computed_in_float32
     def __call__(
         self, handle: ModelHandle, edits: Sequence[Edit], *, seed: int, progress: Progress | None = None
     ) -> WeightPatch:
@@ -66,6 +68,7 @@ class ManyLayers:
         found = in_batches(handle, edits, plan, self.batch, past, seed=seed, progress=progress)
         return self._patch(handle, found, edits, seed, about)
 
+    @computed_in_float32
     def each(
         self, handle: ModelHandle, edits: Sequence[Edit], *, seed: int, progress: Progress | None = None
     ) -> list[WeightPatch]:

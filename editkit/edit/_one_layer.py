@@ -18,6 +18,7 @@ from editkit.linalg import cholesky
 from editkit.moments import MomentSettings, second_moments
 from editkit.operators import provenance_of
 from editkit.patch import LowRankDelta, WeightPatch
+from editkit.wide import computed_in_float32
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,7 @@ class OneLayer:
     def update(target: Target, factor: Float[Tensor, "d_in d_in"]) -> tuple[Tensor, Tensor]:
         """The factors (d_out, 1) and (1, d_in) of the change, from the lower Cholesky factor of C."""
 
+    @computed_in_float32
     def __call__(
         self, handle: ModelHandle, edits: Sequence[Edit], *, seed: int, progress: Progress | None = None
     ) -> WeightPatch:
@@ -51,6 +53,7 @@ class OneLayer:
         delta, searches = one_after_another(handle, edits, plan, seed=seed, progress=progress)
         return self._patch(handle, delta, edits, seed, {"searches": searches} | about)
 
+    @computed_in_float32
     def each(
         self, handle: ModelHandle, edits: Sequence[Edit], *, seed: int, progress: Progress | None = None
     ) -> list[WeightPatch]:

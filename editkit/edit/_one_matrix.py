@@ -24,6 +24,7 @@ from editkit.handle import ModelHandle
 from editkit.operators import provenance_of
 from editkit.patch import DenseDelta, WeightPatch
 from editkit.training import TrainingError
+from editkit.wide import computed_in_float32
 
 Progress = Callable[[str, int, int], None]  # what is done, how much, of how much
 ROWS = 64  # prompts at once: gradients of larger sets are summed over parts
@@ -60,6 +61,7 @@ class OneMatrix:
     def notes(self, delta: Tensor) -> dict[str, Any]:
         """The method's own findings on the change."""
 
+    @computed_in_float32
     def __call__(
         self, handle: ModelHandle, edits: Sequence[Edit], *, seed: int, progress: Progress | None = None
     ) -> WeightPatch:

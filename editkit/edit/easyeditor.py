@@ -47,6 +47,7 @@ from editkit.handle import ModelHandle
 from editkit.moments import MomentSettings, second_moments
 from editkit.operators import EDITS, provenance_of
 from editkit.patch import Delta, WeightPatch
+from editkit.wide import computed_in_float32
 
 Progress = Callable[[str, int, int], None]  # what is done, how much, of how much
 
@@ -63,6 +64,7 @@ class EasyEditor:
     hparams: dict[str, Any] = field(default_factory=dict)
     moments: MomentSettings = field(default_factory=MomentSettings)
 
+    @computed_in_float32
     def __call__(
         self, handle: ModelHandle, edits: Sequence[Edit], *, seed: int, progress: Progress | None = None
     ) -> WeightPatch:

@@ -44,6 +44,7 @@ from editkit.forward import attention
 from editkit.handle import ModelHandle
 from editkit.operators import EDITS, provenance_of
 from editkit.training import TrainingError
+from editkit.wide import computed_in_float32
 
 ROWS = 64  # prompts at once: gradients of larger sets are summed over parts
 SAME = 1e-3  # what differs by so much of its norm is the same state, computed in another batch
@@ -70,6 +71,7 @@ class GRACE:
         if self.radius < 0 or self.learning_rate <= 0 or self.steps < 1:
             raise InputError(f"{self} needs radius >= 0, learning_rate > 0 and steps >= 1")
 
+    @computed_in_float32
     def __call__(
         self, handle: ModelHandle, edits: Sequence[Edit], *, seed: int, progress: Progress | None = None
     ) -> GracePatch:
@@ -82,6 +84,7 @@ class GRACE:
             raise InputError("no edits; give at least one")
         return self._patches(handle, [edits], seed, progress)[0]
 
+    @computed_in_float32
     def each(
         self, handle: ModelHandle, edits: Sequence[Edit], *, seed: int, progress: Progress | None = None
     ) -> list[GracePatch]:

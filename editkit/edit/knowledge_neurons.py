@@ -38,6 +38,7 @@ from editkit.locate.knowledge_neurons import KnowledgeNeurons, Neuron
 from editkit.operators import EDITS, provenance_of
 from editkit.patch import LowRankDelta, WeightPatch
 from editkit.tokens import encode_pair
+from editkit.wide import computed_in_float32
 
 
 @EDITS.register("knowledge_neurons")
@@ -58,6 +59,7 @@ class KN:
         if self.old_weight < 0 or self.new_weight < 0:
             raise InputError(f"old_weight {self.old_weight} and new_weight {self.new_weight} must be at least 0")
 
+    @computed_in_float32
     def __call__(
         self, handle: ModelHandle, edits: Sequence[Edit], *, seed: int, progress: Progress | None = None
     ) -> WeightPatch:

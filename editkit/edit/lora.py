@@ -42,6 +42,7 @@ from editkit.patch import WeightPatch
 from editkit.scope import OUTSIDE, Scope
 from editkit.training import TrainingError
 from editkit.undo import Block, Undo
+from editkit.wide import computed_in_float32
 
 Progress = Callable[[str, int, int], None]  # what is done, how much, of how much
 ADAPTER = "editkit"
@@ -73,6 +74,7 @@ class LoRA:
         if outside:  # a tied unembedding would be changed as embedding too, which peft's layers do not
             raise InputError(f"lora trains matrices of blocks, and {outside[0]!r} is none; leave it out of `scope`")
 
+    @computed_in_float32
     def __call__(
         self, handle: ModelHandle, edits: Sequence[Edit], *, seed: int, progress: Progress | None = None
     ) -> WeightPatch:

@@ -51,6 +51,7 @@ from editkit.operators import EDITS, provenance_of
 from editkit.patch import WeightPatch
 from editkit.products import exact, using
 from editkit.scope import IN_BLOCKS, Scope
+from editkit.wide import computed_in_float32
 
 
 @EDITS.register("mend")
@@ -75,6 +76,7 @@ class MEND:
         if outside:
             raise InputError(f"mend edits matrices of blocks, and {outside[0]!r} is none; leave it out of `modules`")
 
+    @computed_in_float32
     def __call__(
         self, handle: ModelHandle, edits: Sequence[Edit], *, seed: int, progress: Progress | None = None
     ) -> WeightPatch:
@@ -91,6 +93,7 @@ class MEND:
         deltas = {name: _joined([own[name] for own in made]) for name in made[0]}
         return self._patch(handle, edits, deltas, networks, seed)
 
+    @computed_in_float32
     def each(
         self, handle: ModelHandle, edits: Sequence[Edit], *, seed: int, progress: Progress | None = None
     ) -> list[WeightPatch]:
@@ -108,6 +111,7 @@ class MEND:
             raise InputError(f"{scope} holds no linear layer of {handle.name!r} to edit; widen it")
         return names
 
+    @computed_in_float32
     def fit(
         self,
         handle: ModelHandle,
@@ -157,12 +161,12 @@ class MEND:
             try:
                 return load_network(file, handle, self.touches(handle))
             except InputError as error:
-                warnings.warn(f"{error}; training anew", stacklevel=5)
+                warnings.warn(f"{error}; training anew", stacklevel=6)
         network = self._fitted(handle, lessons, seed, progress)
         try:
             network.save(file)
         except OSError as error:
-            warnings.warn(f"cannot keep mend's networks in {file.parent} ({error}); set EDITKIT_CACHE", stacklevel=5)
+            warnings.warn(f"cannot keep mend's networks in {file.parent} ({error}); set EDITKIT_CACHE", stacklevel=6)
         return network
 
     def _made(

@@ -42,6 +42,7 @@ from editkit.linalg import ridge_regression
 from editkit.operators import EDITS, provenance_of
 from editkit.patch import Delta, DenseDelta, LowRankDelta, WeightPatch
 from editkit.products import exact, using
+from editkit.wide import computed_in_float32
 
 Progress = Callable[[str, int, int], None]  # what is done, how much, of how much
 FEATURES = "features"  # beside a parameter's name, in what a patch keeps
@@ -75,6 +76,7 @@ class UltraEdit:
         if self.tokens not in (ALL, ANSWER):
             raise InputError(f"tokens is {self.tokens!r}; there is {ALL}, {ANSWER}")
 
+    @computed_in_float32
     def __call__(
         self, handle: ModelHandle, edits: Sequence[Edit], *, seed: int, progress: Progress | None = None
     ) -> WeightPatch:

@@ -50,6 +50,7 @@ from editkit.operators import EDITS, provenance_of
 from editkit.sampling import TextPlan, sampled_texts
 from editkit.tokens import encode
 from editkit.training import TrainingError
+from editkit.wide import computed_in_float32
 
 ROWS = 64  # texts at once: gradients of larger sets are summed over parts
 SUBJECT, ONWARD = "subject", "onward"
@@ -118,6 +119,7 @@ class WISE:
         if not (0 <= self.share < 1 and 0 < self.mask <= 1 and 0 < self.density <= 1):
             raise InputError(f"{self} needs 0 <= share < 1, 0 < mask <= 1 and 0 < density <= 1")
 
+    @computed_in_float32
     def __call__(
         self, handle: ModelHandle, edits: Sequence[Edit], *, seed: int, progress: Progress | None = None
     ) -> WisePatch:

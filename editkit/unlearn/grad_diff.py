@@ -27,6 +27,7 @@ from editkit.scope import EVERYTHING, Scope
 from editkit.training import Objective, Progress, Schedule, Stopping, Term, descend
 from editkit.unlearn._losses import ga, nll
 from editkit.unlearn._request import examples_of
+from editkit.wide import computed_in_float32
 
 
 @UNLEARNERS.register("grad_diff")
@@ -41,6 +42,7 @@ class GradDiff:
     stopping: Stopping = field(default_factory=Stopping)
     scope: Scope = EVERYTHING
 
+    @computed_in_float32
     def __call__(
         self, handle: ModelHandle, request: ForgetRequest, *, seed: int, progress: Progress | None = None
     ) -> WeightPatch:

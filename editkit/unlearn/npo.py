@@ -27,6 +27,7 @@ from editkit.scope import EVERYTHING, Scope
 from editkit.training import Objective, Progress, Schedule, Stopping, Term, descend
 from editkit.unlearn._losses import nll, npo
 from editkit.unlearn._request import examples_of
+from editkit.wide import computed_in_float32
 
 
 @UNLEARNERS.register("npo")
@@ -47,6 +48,7 @@ class NPO:
         if self.beta <= 0:
             raise InputError(f"beta is {self.beta}; NPO needs beta > 0 (its limit 0 is grad_diff)")
 
+    @computed_in_float32
     def __call__(
         self, handle: ModelHandle, request: ForgetRequest, *, seed: int, progress: Progress | None = None
     ) -> WeightPatch:

@@ -24,6 +24,7 @@ from editkit.edit._search import TargetSearch
 from editkit.edit.easyeditor import EasyEditor
 from editkit.errors import InputError, MethodError, UnableError
 from editkit.facts import Edit, Fact
+from editkit.models import LoadOptions
 from editkit.moments import MomentSettings, second_moments
 from editkit.operators import each
 from editkit.patch import HookPatch, ModulePatch, PromptPatch, load_patch
@@ -419,8 +420,11 @@ def test_bad_requests_are_refused(handle):
 
 
 def test_models_that_it_is_wrong_on_are_refused(handle_of):
-    with pytest.raises(UnableError, match="load it in float32"):
-        operator("ROME")(make_handle("llama", dtype=torch.bfloat16), ENDING, seed=0)
+    native = make_handle("llama", dtype=torch.bfloat16)
+    native.options = LoadOptions(compute="native")
+    for other in (native, make_handle("llama", dtype=torch.float64)):
+        with pytest.raises(UnableError, match="load it in float32"):
+            operator("ROME")(other, ENDING, seed=0)
     with pytest.raises(UnableError, match="is square"):
         operator("MEMIT")(handle_of("gpt2_square"), ENDING, seed=0)
     with pytest.raises(UnableError, match="is square"):
