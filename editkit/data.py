@@ -108,6 +108,11 @@ class FactBase:
         that the base model answers right: they are preferred as neighbours, as steps of chains and for the target.
         Raises DataError where the range holds no other object.
         """
+        edit = self.edit(entry, seed=seed, known=known)
+        return EditRecord(entry.id, edit, self._held_out(held_out.Change(entry, edit.target_new), seed, known))
+
+    def edit(self, entry: Entry, *, seed: int, known: Container[str] | None = None) -> Edit:
+        """The edit alone, as `edit_record` has it: many times faster than to look for questions."""
         target = entry.target_new or held_out.target_for(
             self.table, entry, self._prompts(entry), seed=seed, known=known
         )
@@ -116,8 +121,7 @@ class FactBase:
                 f"no target_new for {entry.id!r}: relation {entry.relation!r} has no other object that would do; "
                 "give one"
             )
-        change = held_out.Change(entry, target)
-        return EditRecord(entry.id, Edit(entry.fact, target), self._held_out(change, seed, known))
+        return Edit(entry.fact, target)
 
     def forget_record(self, entry: Entry, *, seed: int, known: Container[str] | None = None) -> ForgetRecord:
         """The fact to be forgotten, in each wording that operators may see, and the held-out questions about it."""

@@ -23,6 +23,7 @@ from editkit.moments import MomentSettings, kept
 from editkit.operators import Confined, Guarding, each_that_can
 from editkit.patch import Patch
 from editkit.problems import Problem, problems
+from editkit.scope import Scope
 from editkit.scoring import score_pairs
 
 TRIED = 2  # edits: the first one pays for what is made once, the second one tells what each more takes
@@ -102,19 +103,22 @@ def plan(
     *,
     seed: int,
     trial: bool = True,
+    together: bool = True,
     progress: Progress | None = None,
 ) -> Plan:
     """What `operator` will do to the model for these edits in one call; with `trial` it makes the first one, and the
     first two together, and throws them away. The handle stays as it is. Each edit that it refuses is a problem; where
-    it refuses the first ones all alike, what it raises is raised."""
-    found = problems(handle, edits)
-    names = tuple(operator.touches(handle)) if isinstance(operator, Confined) else ()
+    it refuses the first ones all alike, what it raises is raised. Without `together` each edit is made by itself and
+    rolled back: nothing is said of what all of them do. Of an operator that unlearns, which takes no edits, it is said
+    what it may change."""
+    found = problems(handle, edits, one_by_one=not together)
+    names = touched(handle, operator)
     bad = {problem.place for problem in found if problem.fatal}
     good = [place for place in range(len(edits)) if place not in bad] if trial else []
     once, each, patches, refused = _tried(handle, operator, edits, good, seed, progress)
     found += [Problem(place, text, True) for place, text in refused.items()]
-    moved = _moved(handle, operator, patches, len(edits))
-    memory = _memory(handle, patches, names, len(edits))
+    moved = _moved(handle, operator, patches, len(edits)) if together else None
+    memory = _memory(handle, patches, names, len(edits) if together else 0)
     rest = [place for place in good if place not in refused][TRIED:]
     for place, text in _refused(handle, operator, [edits[place] for place in rest], seed, progress):
         found.append(Problem(rest[place], text, True))
@@ -134,6 +138,14 @@ def plan(
         moved,
         tuple(found),
     )
+
+
+def touched(handle: ModelHandle, operator: Any) -> tuple[str, ...]:
+    """The parameters that an operator may change; none where it does not say."""
+    if isinstance(operator, Confined):
+        return tuple(operator.touches(handle))
+    scope = getattr(operator, "scope", None)
+    return tuple(scope.parameters(handle)) if isinstance(scope, Scope) else ()
 
 
 def _tried(

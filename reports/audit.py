@@ -16,6 +16,7 @@ from probes.metrics import METRICS, Row, summarise
 from probes.verdict import Verdict
 from reports.choose import select
 from reports.environment import described, environment
+from reports.outlook import check_own, look_ahead
 from reports.record import Audit, Claim, FactRow, Figure, Journal, read_audit
 from reports.render import write_reports
 from reports.run_folder import begin, open_journal, settle, taken
@@ -49,11 +50,14 @@ def _made(spec: AuditSpec, folder: Path, base: FactBase, journal: Journal, watch
     watch.phase(f"Loading {spec.model.name}")
     handle = ModelHandle.load(spec.model.name, spec.model.options())
     begin(journal, spec, folder, handle)
+    if arms := {arm for part in spec.operators if part.task == "edit" for arm in part.arms}:
+        check_own(handle, base, spec, watch, one_by_one="joint" not in arms)
     chosen = select(handle, base, spec, journal, watch)
     session = Session(spec, folder, handle, base, journal, watch, chosen)
     trials = [trial_of(session, part) for part in spec.operators]  # all configured before the first is tried
     whole = settled(spec, {trial.part.name: settings_of(trial.operator) for trial in trials})
     settle(journal, whole, folder)
+    look_ahead(session, trials)
     ask_unchanged(session, trials)
     for trial in trials:
         trial.run()

@@ -26,14 +26,13 @@ from probes.verdict import Class, Verdict
 from reports.choose import Chosen, in_order, select
 from reports.console import out, table
 from reports.operators import operator_of
-from reports.planning import check, show_plan
+from reports.outlook import LONG, check_own
+from reports.planning import show_plan
 from reports.present import clean
 from reports.saving import PATCH_FILE, check_save, save_change
 from reports.spec import AuditSpec
 from reports.watch import Watch
 from reports.wording import CLASSES, metric_title, named, plural, probe_title, told, variant_title
-
-LONG = 20  # facts: of so many the first two are tried beforehand, to tell what all will take
 
 
 def plan(spec: AuditSpec, watch: Watch, *, on: Sequence[Path] = (), without: Sequence[str] = ()) -> None:
@@ -134,8 +133,7 @@ class _Opened:
             with handle.patched(patch):
                 pass
         if task == "edit":
-            own = in_order(base, spec) if is_file(spec.facts.source) else []  # what is shipped is known to be good
-            check(handle, _records(task, base, spec, own), watch)
+            check_own(handle, base, spec, watch, one_by_one=False)
         store = MemoryStore()
         chosen = select(handle, base, spec, store, watch)
         return cls(spec, watch, handle, base, chosen, _records(task, base, spec, chosen.entries, chosen.known), store)

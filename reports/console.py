@@ -87,6 +87,9 @@ class Bars:
     def say(self, text: str) -> None:
         self._console.print(Text(clean(text)), soft_wrap=not self._console.is_terminal)
 
+    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        table(title, columns, rows, to=self._console)
+
     def _close(self) -> None:
         """Leave the bar of a phase that is over full, and its clock standing."""
         if self._task is not None:
@@ -193,24 +196,32 @@ _WAYS_OUT = {
 }
 
 
-def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str | Text]]) -> None:
+def table(
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[str | Text]], *, to: Console | None = None
+) -> None:
     """Print a table; every cell is plain text. Where its longest words do not fit side by side, each row is a block."""
+    console = to or out
     cells = [[_plain(cell) for cell in row] for row in rows]
     least = [max((_longest_word(row[i]) for row in cells), default=0) for i in range(len(columns))]
     if cells and columns:
         least[0] = max(row[0].cell_len for row in cells)  # a name that is cut in two cannot be used
     least = [max(width, len(column)) for width, column in zip(least, columns, strict=True)]
-    if sum(least) + 3 * len(least) > out.width:
-        _blocks(title, columns, cells)
+    if sum(least) + 3 * len(least) > console.width:
+        _blocks(title, columns, cells, console)
         return
     drawn = Table(
-        title=_plain(title), title_justify="left", title_style="bold", header_style="bold", box=box.SIMPLE_HEAD
+        title=_plain(title),
+        title_justify="left",
+        title_style="bold",
+        header_style="bold",
+        box=box.SIMPLE_HEAD,
+        show_header=any(columns),
     )
     for i, (column, width) in enumerate(zip(columns, least, strict=True)):
         drawn.add_column(Text(column), overflow="fold", min_width=width, no_wrap=i == 0)
     for row in cells:
         drawn.add_row(*row)
-    out.print(drawn)
+    console.print(drawn)
 
 
 _WORD = 24  # characters; a longer word may be folded
@@ -225,17 +236,17 @@ def _longest_word(cell: Text) -> int:
     return min(_WORD, max(map(cell_len, cell.plain.split()), default=0))
 
 
-def _blocks(title: str, columns: Sequence[str], rows: Sequence[Sequence[Text]]) -> None:
+def _blocks(title: str, columns: Sequence[str], rows: Sequence[Sequence[Text]], console: Console) -> None:
     """A table for a narrow terminal: the first cell of a row, and under it the others with their columns' names."""
-    out.print(Text(clean(title), style="bold"))
+    console.print(Text(clean(title), style="bold"))
     for row in rows:
-        out.print(Text(row[0].plain, style="bold"))
+        console.print(Text(row[0].plain, style="bold"))
         named = [(column, cell) for column, cell in zip(columns[1:], row[1:], strict=True) if cell.plain]
         short = [Text.assemble((f"{column}: ", "dim"), cell) for column, cell in named if cell.cell_len <= _ROOM]
         long = [Text.assemble((f"{column}: ", "dim"), cell) for column, cell in named if cell.cell_len > _ROOM]
         for text in [Text(", ").join(short)] * bool(short) + long:
-            out.print(Padding(text, (0, 0, 0, 2)))
-    out.print()
+            console.print(Padding(text, (0, 0, 0, 2)))
+    console.print()
 
 
 def ruling_text(ruling: Ruling) -> Text:

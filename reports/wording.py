@@ -193,6 +193,11 @@ def was_asked(claim: Claim, audit: Audit) -> bool:
     return not asked.isdisjoint(probes) if probes else bool(asked)
 
 
+def arms_told(arms: Sequence[str]) -> str:
+    """ "one fact at a time, then all facts stacked"."""
+    return ", then ".join(_ARMS.get(arm, arm) for arm in arms)
+
+
 def arm_title(operator: str, arm: str) -> str:
     """ "rome, all facts stacked"."""
     return f"{operator}, {_ARMS.get(arm, arm)}" if arm else operator

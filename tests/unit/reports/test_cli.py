@@ -153,7 +153,7 @@ def test_a_prompt_past_the_context(editkit, tmp_path, model):
     output = editkit(
         "audit", "--facts", path, "--model", model, "--n", 1, "--all-facts", "--out", tmp_path / "r", code=2
     )
-    assert "takes 256; shorten it" in output.replace("\n", " ")
+    assert "takes 256; shorten the prompt" in output.replace("\n", " ")
 
 
 def test_an_output_folder_that_cannot_be_made(editkit, tmp_path, model):

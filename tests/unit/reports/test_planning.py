@@ -10,7 +10,8 @@ from editkit.errors import InputError
 from editkit.facts import Edit, EditRecord, Fact
 from editkit.operators import provenance_of
 from editkit.patch import DenseDelta, WeightPatch
-from reports.planning import check, show_plan
+from reports.outlook import check
+from reports.planning import show_plan
 from reports.watch import Silent
 
 

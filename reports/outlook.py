@@ -1,0 +1,147 @@
+"""What is told before a run begins: what is wrong with the facts, what will be changed, and what that will take."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+
+from editkit.data import FactBase, is_file
+from editkit.errors import InputError, MethodError
+from editkit.facts import EditRecord
+from editkit.handle import ModelHandle
+from editkit.preflight import Plan, plan
+from editkit.problems import Problem, problems
+from editkit.wide import working_dtype
+from reports.choose import in_order
+from reports.record import part
+from reports.spec import AuditSpec
+from reports.trial import Session, Trial
+from reports.watch import Watch
+from reports.wording import NAMED, arms_told, plural
+
+GIB = 2**30
+LONG = 20  # facts: of so many the first two are tried beforehand, to tell what all will take
+
+
+def check(handle: ModelHandle, records: Sequence[EditRecord], watch: Watch, *, one_by_one: bool = False) -> None:
+    """Say what is odd about the facts. Raises InputError that tells of every fact that cannot be edited. `one_by_one`:
+    each is edited by a call of its own."""
+    found = problems(handle, [record.edit for record in records], one_by_one=one_by_one)
+    for problem in found:
+        if not problem.fatal:
+            watch.say(told(problem, records))
+    if fatal := [told(problem, records) for problem in found if problem.fatal]:
+        raise InputError(f"{plural(len(fatal), 'fact')} cannot be edited: {'; '.join(fatal)}")
+
+
+def check_own(handle: ModelHandle, base: FactBase, spec: AuditSpec, watch: Watch, *, one_by_one: bool) -> None:
+    """`check` of a user's own facts: those that are shipped are known to be good."""
+    if is_file(spec.facts.source):
+        records = [EditRecord(entry.id, base.edit(entry, seed=spec.seed)) for entry in in_order(base, spec)]
+        check(handle, records, watch, one_by_one=one_by_one)
+
+
+def look_ahead(session: Session, trials: Sequence[Trial]) -> None:
+    """Show what each operator of an audit will change, and what its changes take. What is odd about the facts alone is
+    not told again."""
+    journal = session.journal
+    begun = {part("change", entry, journal.path).operator for entry in journal.entries("patch")}
+    for trial in trials:
+        with suppress(MethodError):  # of the first facts tried; each arm tells which facts it finds no edit for
+            _show(session, trial, tried=len(trial.records) >= LONG and trial.part.name not in begun)
+
+
+def _show(session: Session, trial: Trial, *, tried: bool) -> None:
+    name, arms, watch = trial.part.name, trial.part.arms, session.watch
+    edits = [record.edit for record in trial.records] if trial.part.task == "edit" else []
+    if tried and edits:
+        watch.phase(f"Trying {name} on the first facts")
+
+    def tell(what: str, done: int, total: int) -> None:
+        watch.step(0, note=f"{what} {done}/{total}")
+
+    found = plan(
+        session.handle,
+        trial.operator,
+        edits,
+        seed=session.spec.seed,
+        trial=tried,
+        together=[*arms] != ["single"],
+        progress=tell,
+    )
+    known = {problem.text for problem in problems(session.handle, edits)}
+    rows = [
+        ("settings from", trial.source),
+        ("facts", f"{len(trial.records)}: {arms_told(arms)}"),
+        *plan_rows(session.handle, found),
+        *(("mind", told(problem, trial.records)) for problem in found.problems if problem.text not in known),
+    ]
+    watch.table(f"Plan of {name}", ("", ""), rows)
+
+
+def plan_rows(handle: ModelHandle, found: Plan) -> list[tuple[str, str]]:
+    """What a plan says, but for its facts and problems."""
+    return [(name, text) for name, text in _rows(handle, found) if text]
+
+
+def told(problem: Problem, records: Sequence[EditRecord]) -> str:
+    """A problem, with the ids of the facts that have it."""
+    if problem.place is None:
+        return problem.text
+    places = [place for place in (problem.other, problem.place) if place is not None]
+    return f"{' and '.join(records[place].id for place in places)}: {problem.text}"
+
+
+def _rows(handle: ModelHandle, found: Plan) -> Iterator[tuple[str, str]]:
+    size = sum(parameter.numel() * parameter.element_size() for parameter in handle.model.parameters())
+    yield "model", f"{handle.name}, {_precision(handle)} on {handle.device}, {size / GIB:.2f} GiB of weights"
+    yield "changes", _changes(found)
+    yield "moments", _moments(found)
+    yield "time", _time(found)
+    yield "memory", "" if found.memory is None else f"about {found.memory / GIB:.2f} GiB, with the changes of all facts"
+    yield "weights move", _moved(found)
+
+
+def _precision(handle: ModelHandle) -> str:
+    own, working = (str(dtype).removeprefix("torch.") for dtype in (handle.dtype, working_dtype(handle)))
+    return own if own == working else f"{own} (a change is computed in {working})"
+
+
+def _changes(found: Plan) -> str:
+    if not found.touches:
+        return "not said before it is done"
+    return f"{_few(found.touches)}: {found.changed:,} of {found.parameters:,} numbers"
+
+
+def _few(names: Sequence[str]) -> str:
+    if len(names) <= NAMED:
+        return ", ".join(names)
+    return f"{', '.join(names[:2])} … {names[-1]} ({len(names)} in all)"
+
+
+def _moments(found: Plan) -> str:
+    missing = [layer for layer, there in found.moments.items() if not there]
+    if not found.moments:
+        return ""
+    return "measured before, kept" if not missing else f"to be measured: layers {', '.join(map(str, missing))}"
+
+
+def _moved(found: Plan) -> str:
+    if found.moved is None:
+        return ""
+    least, most = found.moved
+    return f"by {least:.1%} of their norm, if each fact goes its own way, to {most:.1%}, if all go one"
+
+
+def _time(found: Plan) -> str:
+    if found.seconds is None or found.each is None or found.once is None:
+        return ""
+    return (
+        f"{found.once:.0f} s once and {found.each:.1f} s a fact, {_spoken(found.seconds)} for all; less in one change"
+    )
+
+
+def _spoken(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
