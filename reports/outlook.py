@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
+from typing import Any
 
 from editkit.data import FactBase, is_file
 from editkit.errors import InputError, MethodError
-from editkit.facts import EditRecord
+from editkit.facts import Edit, EditRecord
 from editkit.handle import ModelHandle
 from editkit.preflight import Plan, plan
 from editkit.problems import Problem, problems
@@ -52,36 +54,43 @@ def look_ahead(session: Session, trials: Sequence[Trial]) -> None:
 
 
 def _show(session: Session, trial: Trial, *, tried: bool) -> None:
-    name, arms, watch = trial.part.name, trial.part.arms, session.watch
+    handle, name, arms, watch = session.handle, trial.part.name, trial.part.arms, session.watch
     edits = [record.edit for record in trial.records] if trial.part.task == "edit" else []
     if tried and edits:
         watch.phase(f"Trying {name} on the first facts")
+    together = [*arms] != ["single"]
+    found = planned(handle, trial.operator, edits, session.spec.seed, watch, trial=tried, together=together)
+    said = {problem.text for problem in problems(handle, edits)}
+    new = replace(found, problems=tuple(problem for problem in found.problems if problem.text not in said))
+    facts = f"{len(trial.records)}: {arms_told(arms)}"
+    watch.table(f"Plan of {name}", ("", ""), plan_rows(handle, trial.source, facts, new, trial.records))
+
+
+def planned(
+    handle: ModelHandle,
+    operator: Any,
+    edits: Sequence[Edit],
+    seed: int,
+    watch: Watch,
+    *,
+    trial: bool,
+    together: bool = True,
+) -> Plan:
+    """The plan of `editkit.preflight`, with its progress told."""
 
     def tell(what: str, done: int, total: int) -> None:
         watch.step(0, note=f"{what} {done}/{total}")
 
-    found = plan(
-        session.handle,
-        trial.operator,
-        edits,
-        seed=session.spec.seed,
-        trial=tried,
-        together=[*arms] != ["single"],
-        progress=tell,
-    )
-    known = {problem.text for problem in problems(session.handle, edits)}
-    rows = [
-        ("settings from", trial.source),
-        ("facts", f"{len(trial.records)}: {arms_told(arms)}"),
-        *plan_rows(session.handle, found),
-        *(("mind", told(problem, trial.records)) for problem in found.problems if problem.text not in known),
-    ]
-    watch.table(f"Plan of {name}", ("", ""), rows)
+    return plan(handle, operator, edits, seed=seed, trial=trial, together=together, progress=tell)
 
 
-def plan_rows(handle: ModelHandle, found: Plan) -> list[tuple[str, str]]:
-    """What a plan says, but for its facts and problems."""
-    return [(name, text) for name, text in _rows(handle, found) if text]
+def plan_rows(
+    handle: ModelHandle, source: str, facts: str, found: Plan, records: Sequence[EditRecord]
+) -> list[tuple[str, str]]:
+    """All that a plan says, and what speaks against it."""
+    rows = [("settings from", source), ("facts", facts), *_rows(handle, found)]
+    rows += [("mind", told(problem, records)) for problem in found.problems]
+    return [(name, text) for name, text in rows if text]
 
 
 def told(problem: Problem, records: Sequence[EditRecord]) -> str:

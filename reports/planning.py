@@ -7,9 +7,8 @@ from typing import Any
 
 from editkit.facts import EditRecord
 from editkit.handle import ModelHandle
-from editkit.preflight import plan
 from reports.console import table
-from reports.outlook import plan_rows, told
+from reports.outlook import plan_rows, planned
 from reports.watch import Watch
 
 
@@ -27,11 +26,5 @@ def show_plan(
     `trial`, what can be said beforehand."""
     if trial:
         watch.phase("Trying the first facts")
-
-    def tell(what: str, done: int, total: int) -> None:
-        watch.step(0, note=f"{what} {done}/{total}")
-
-    found = plan(handle, operator, [record.edit for record in records], seed=seed, trial=trial, progress=tell)
-    mind = [("mind", told(problem, records)) for problem in found.problems]
-    rows = [("settings from", source), ("facts", str(found.edits)), *plan_rows(handle, found), *mind]
-    table("Plan", ("", ""), rows)
+    found = planned(handle, operator, [record.edit for record in records], seed, watch, trial=trial)
+    table("Plan", ("", ""), plan_rows(handle, source, str(found.edits), found, records))
