@@ -20,8 +20,8 @@ test: $(VENV)/.installed-test  ## the whole suite
 
 bench: $(VENV)/.installed-test  ## measurements; never part of the tests
 	$(RUN)/python tests/bench/bench_rome.py $(ARGS)
-	$(RUN)/python tests/bench/bench_easyedit.py
-	$(RUN)/python tests/bench/bench_stack.py 200
+	$(RUN)/python tests/bench/bench_easyedit.py $(ARGS)
+	$(RUN)/python tests/bench/bench_stack.py 200 $(ARGS)
 	$(RUN)/python tests/bench/bench_unlearn.py $(ARGS)
 
 truth: $(VENV)/.installed-test  ## docs/truth.md, the named operators or all: 15 minutes an operator and as much for its sequence

@@ -17,12 +17,12 @@ from contextlib import contextmanager
 
 from bench_moments import asked_of, hits_of, told
 from bench_sequential import known_records
+from measured_model import ask_for_model, load_model
 from rich.console import Console
 from rich.table import Table
 
 from editkit.auto import auto_preset
 from editkit.handle import ModelHandle
-from editkit.models import DEFAULT_MODEL
 from editkit.operators import each, operator_class, preset_for
 from editkit.settings import build
 from probes.estimate import proportion
@@ -34,9 +34,9 @@ def main() -> None:
     options = argparse.ArgumentParser()
     options.add_argument("operators", nargs="*", default=("rome", "memit", "ft_l"))
     options.add_argument("--facts", type=int, default=40)
-    options.add_argument("--model", default=DEFAULT_MODEL)
+    ask_for_model(options)
     given = options.parse_args()
-    handle = ModelHandle.load(given.model)
+    handle = load_model(given)
     records = known_records(handle, given.facts)
     asked = [asked_of(handle, record) for record in records]
     table = Table("operator", "settings", "efficacy", "generalization", "specificity", "search s", "source")

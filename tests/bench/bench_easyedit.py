@@ -25,6 +25,7 @@ from typing import Any
 
 import torch
 from bench_rome import FACTS, HELD_OUT_SEED, SEED, LocateThenEdit, floors, gemm_rates, step_flops, tokens_a_step
+from measured_model import ask_for_model, load_model
 from rich.console import Console
 from rich.table import Table
 
@@ -34,7 +35,6 @@ from editkit.edit.rome import ROME
 from editkit.errors import UnableError
 from editkit.facts import Edit, Fact
 from editkit.handle import ModelHandle
-from editkit.models import DEFAULT_MODEL
 from editkit.operators import configured
 from editkit.patch import WeightPatch
 from editkit.scoring import score_pairs
@@ -50,9 +50,9 @@ def main() -> None:
     options = argparse.ArgumentParser()
     options.add_argument("methods", nargs="*", default=METHODS, choices=[METHODS, *METHODS], metavar="METHOD")
     options.add_argument("--facts", type=int, default=100)
-    options.add_argument("--model", default=DEFAULT_MODEL)
+    ask_for_model(options)
     given = options.parse_args()
-    handle = ModelHandle.load(given.model)
+    handle = load_model(given)
     console = Console(width=120)
     if "ROME" in given.methods:
         console.print(_alone(handle))

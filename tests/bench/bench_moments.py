@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from bench_sequential import known_records
+from measured_model import ask_for_model, load_model
 from rich.console import Console
 from rich.table import Table
 
@@ -26,7 +27,6 @@ from editkit.edit.rome import ROME
 from editkit.facts import EditRecord, fill
 from editkit.handle import ModelHandle
 from editkit.linalg import cholesky, whitened
-from editkit.models import DEFAULT_MODEL
 from editkit.moments import second_moments
 from editkit.operators import configured
 from editkit.patch import LowRankDelta, Patch, WeightPatch
@@ -43,9 +43,9 @@ def main() -> None:
     options.add_argument("--corpus", default="")
     options.add_argument("--facts", type=int, default=40)
     options.add_argument("--tokens", type=float, nargs="+", default=TOKENS)
-    options.add_argument("--model", default=DEFAULT_MODEL)
+    ask_for_model(options)
     given = options.parse_args()
-    handle = ModelHandle.load(given.model)
+    handle = load_model(given)
     operator: ROME = configured("rome", handle)[0]
     records = known_records(handle, given.facts)
     edits = [record.edit for record in records]

@@ -1,6 +1,6 @@
 """Where the time of a change goes, by torch's profiler. Run by hand:
 
-    python tests/bench/bench_profile.py [OPERATOR [FACTS [MODEL]]]
+    python tests/bench/bench_profile.py [OPERATOR [FACTS]] [--model smollm2-135m]
 
 The operators of torch by the time they took themselves, and what of it were matrix products: what is not could be saved,
 what is can only be done at a better rate. The profiler itself makes small operators slower.
@@ -8,16 +8,15 @@ what is can only be done at a better rate. The profiler itself makes small opera
 
 from __future__ import annotations
 
-import sys
+import argparse
 import time
 
 from bench_sequential import known_records
+from measured_model import ask_for_model, load_model
 from rich.console import Console
 from rich.table import Table
 from torch.profiler import ProfilerActivity, profile
 
-from editkit.handle import ModelHandle
-from editkit.models import DEFAULT_MODEL
 from editkit.operators import configured
 
 PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "linear", "mkldnn")
@@ -25,10 +24,14 @@ SHOWN = 20
 
 
 def main() -> None:
-    name, number, model = (*sys.argv[1:], *("memit", "16", DEFAULT_MODEL)[len(sys.argv) - 1 :])
-    handle = ModelHandle.load(model)
+    options = argparse.ArgumentParser()
+    options.add_argument("operator", nargs="?", default="memit")
+    options.add_argument("facts", type=int, nargs="?", default=16)
+    ask_for_model(options)
+    given = options.parse_args()
+    name, number, handle = given.operator, given.facts, load_model(given)
     operator = configured(name, handle)[0]
-    edits = [record.edit for record in known_records(handle, int(number))]
+    edits = [record.edit for record in known_records(handle, number)]
     operator(handle, edits[:1], seed=0)  # moments and contexts are made, and everything is warm
     start = time.perf_counter()
     operator(handle, edits, seed=0)

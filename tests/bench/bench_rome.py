@@ -1,6 +1,6 @@
 """How long a ROME edit takes, beside what its arithmetic must take. Run by hand:
 
-    python tests/bench/bench_rome.py [MODEL]
+    python tests/bench/bench_rome.py [--model smollm2-135m] [--dtype float32] [--device auto]
 
 The floors count the matrix products of the searched rows (forward, and again for the gradient of the input) in the
 blocks above the layer, in the precision of the search, at two rates measured on the same threads just before: the best
@@ -10,15 +10,16 @@ lower blocks, attention and the unembedding.
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import math
 import resource
 import statistics
-import sys
 import time
 from typing import NamedTuple
 
 import torch
+from measured_model import ask_for_model, load_model, now
 from rich.console import Console
 from rich.table import Table
 
@@ -29,7 +30,6 @@ from editkit.edit.rome import ROME
 from editkit.facts import Edit, Fact
 from editkit.handle import ModelHandle
 from editkit.matrices import Matrix
-from editkit.models import DEFAULT_MODEL
 from editkit.moments import second_moments
 from editkit.operators import configured
 from editkit.products import BFLOAT16, resolved
@@ -45,7 +45,9 @@ LocateThenEdit = ROME | ManyLayers
 
 
 def main() -> None:
-    handle = ModelHandle.load(sys.argv[1] if len(sys.argv) > 1 else DEFAULT_MODEL)
+    options = argparse.ArgumentParser()
+    ask_for_model(options)
+    handle = load_model(options.parse_args())
     preset: ROME = configured("rome", handle)[0]
     handle.base_digest  # noqa: B018 (taken once, before the clock runs)
     console = Console(width=140)
@@ -68,9 +70,9 @@ def main() -> None:
 
 def measured(handle: ModelHandle, operator: ROME, edit: Edit, held: list[str]) -> list[str]:
     rates = gemm_rates(handle, operator, tokens_a_step(handle, operator, edit))
-    wall, cpu = time.perf_counter(), time.process_time()
+    wall, cpu = now(handle), time.process_time()
     patch = operator(handle, [edit], seed=SEED)
-    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    wall, cpu = now(handle) - wall, time.process_time() - cpu
     [search] = patch.provenance.notes["searches"]
     with handle.patched(patch):
         scores = score_pairs(handle, [(context + edit.fact.text, edit.target_new) for context in held])
@@ -120,7 +122,7 @@ def gemm_rates(handle: ModelHandle, operator: LocateThenEdit, rows: int, seconds
     blocks = (handle.module("block", layer) for layer in range(last_layer(operator) + 1, handle.layers))
     weights = [p.detach() for block in blocks for p in block.parameters() if p.dim() > 1]
     dtype = torch.bfloat16 if fast else torch.float32
-    inputs = {side: torch.randn(rows, side, dtype=dtype) for weight in weights for side in weight.shape}
+    inputs = {side: torch.randn(rows, side, dtype=dtype, device=handle.device) for w in weights for side in w.shape}
     products = [
         (Matrix(weight, dtype), inputs[weight.shape[1]], inputs[weight.shape[0]], 4 * rows * weight.numel())
         for weight in weights
@@ -129,10 +131,10 @@ def gemm_rates(handle: ModelHandle, operator: LocateThenEdit, rows: int, seconds
     while time.perf_counter() < until or len(passes) < LEAST_PASSES:
         whole = 0.0
         for matrix, x, grad, flops in products:
-            start = time.perf_counter()
+            start = now(handle)
             matrix.forth(x)
             matrix.back(grad)
-            took = time.perf_counter() - start
+            took = now(handle) - start
             whole, best = whole + took, max(best, flops / took)
         passes.append(sum(flops for *_, flops in products) / whole)
         until = min(until, time.perf_counter() + seconds)  # the first pass lays the weights out

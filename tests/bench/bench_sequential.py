@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from measured_model import ask_for_model, load_model
 from rich.console import Console
 from rich.table import Table
 
@@ -30,7 +31,6 @@ from editkit.errors import MethodError
 from editkit.facts import EditRecord, fill
 from editkit.files import write_text
 from editkit.handle import ModelHandle
-from editkit.models import DEFAULT_MODEL
 from editkit.operators import EDITS, configured
 from editkit.patch import WeightPatch
 from editkit.scoring import score_pairs
@@ -48,10 +48,10 @@ def main() -> None:
     options.add_argument("operators", nargs="*", default=every, choices=[every, *EDITS.names()], metavar="OPERATOR")
     options.add_argument("--edits", type=int, default=300)
     options.add_argument("--batch", type=int, default=1)
-    options.add_argument("--model", default=DEFAULT_MODEL)
+    ask_for_model(options)
     options.add_argument("--out", type=Path)
     given = options.parse_args()
-    handle = ModelHandle.load(given.model)
+    handle = load_model(given)
     records, others, known = _facts(handle, given.edits)
     rows = []
     for name in given.operators:

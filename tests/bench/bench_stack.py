@@ -1,6 +1,6 @@
 """What a patch costs to put on and take off, and a thousand AlphaEdit edits one on top of the other. Run by hand:
 
-    python tests/bench/bench_stack.py [EDITS [MODEL]]
+    python tests/bench/bench_stack.py [EDITS] [--model smollm2-135m]
 
 The sequence is real (each edit is searched on the model with all those before it, whose keys it must keep) but short:
 `STEPS` steps and two contexts, so that what grows with the stack shows beside the search instead of drowning in it.
@@ -8,14 +8,15 @@ The sequence is real (each edit is searched on the model with all those before i
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import statistics
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+from measured_model import ask_for_model, load_model, now
 from rich.console import Console
 from rich.table import Table
 
@@ -24,7 +25,6 @@ from editkit.edit._locate_then_edit import Contexts
 from editkit.edit.alphaedit import AlphaEdit
 from editkit.facts import Edit
 from editkit.handle import ModelHandle
-from editkit.models import DEFAULT_MODEL
 from editkit.operators import configured
 from editkit.patch import LowRankDelta, Patch, WeightPatch
 
@@ -32,8 +32,11 @@ STEPS, EACH_END, REPEATS = 5, 100, 20
 
 
 def main() -> None:
-    edits = int(sys.argv[1]) if len(sys.argv) > 1 else 1000
-    handle = ModelHandle.load(sys.argv[2] if len(sys.argv) > 2 else DEFAULT_MODEL)
+    options = argparse.ArgumentParser()
+    options.add_argument("edits", type=int, nargs="?", default=1000)
+    ask_for_model(options)
+    given = options.parse_args()
+    edits, handle = given.edits, load_model(given)
     console = Console()
     console.print(_apply(handle))
     console.print(_sequence(handle, edits))
@@ -56,13 +59,13 @@ def _best(handle: ModelHandle, make: Callable[[], WeightPatch]) -> tuple[float, 
     """Seconds for the digest, to put on and to take off."""
     rounds = []
     for _ in range(REPEATS):
-        patch, start = make(), time.perf_counter()
+        patch, start = make(), now(handle)
         patch.digest  # noqa: B018 (kept in the patch)
-        named = time.perf_counter()
+        named = now(handle)
         handle.apply(patch)
-        on = time.perf_counter()
+        on = now(handle)
         handle.rollback()
-        rounds.append((named - start, on - named, time.perf_counter() - on))
+        rounds.append((named - start, on - named, now(handle) - on))
     return tuple(min(each) for each in zip(*rounds, strict=True))  # type: ignore[return-value]
 
 
