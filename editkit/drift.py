@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from editkit.handle import ModelHandle
-from editkit.patch import Delta, Patch, WeightPatch
+from editkit.patch import Patch, WeightPatch
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,19 +31,12 @@ def drift(handle: ModelHandle, patch: Patch) -> Drift | None:
         return None if norm is None else Drift(0.0, norm, norm)
     there, squares = 0.0, [0.0, 0.0, 0.0]
     for name, delta in patch.deltas.items():
-        weight, earlier, own = handle.matrix(name).float(), sum_below(handle, name), delta.dense().to(handle.device)
-        before = torch.zeros_like(weight) if earlier is None else earlier
-        there += _square(weight - before)
-        for place, change in enumerate((before, own.float(), before + own.float())):
+        base, own = handle.unpatched(name).float(), delta.dense().to(handle.device).float()
+        before = handle.matrix(name).float() - base
+        there += _square(base)
+        for place, change in enumerate((before, own, before + own)):
             squares[place] += _square(change)
     return Drift(*(math.sqrt(square / there) for square in squares)) if there else None
-
-
-def sum_below(handle: ModelHandle, name: str) -> Tensor | None:
-    """What the patches on the handle have added to a matrix, in float32; None for nothing."""
-    below: list[Mapping[str, Delta]] = [patch.deltas for patch in handle.patches if isinstance(patch, WeightPatch)]
-    deltas = [own[name].dense().to(handle.device).float() for own in below if name in own]
-    return sum(deltas[1:], deltas[0]) if deltas else None
 
 
 def _square(change: Tensor) -> float:

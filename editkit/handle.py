@@ -140,6 +140,11 @@ class ModelHandle:
         weight = self.parameter(name).detach()
         return weight.T if self.is_transposed(name) else weight
 
+    def unpatched(self, name: str) -> torch.Tensor:
+        """`matrix(name)` without what patches have added to it."""
+        weight = self.weights.first(name, self.parameter(name))
+        return weight.T if self.is_transposed(name) else weight
+
     # -- patches --
 
     @property

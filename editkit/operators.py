@@ -112,7 +112,7 @@ class Confined(Protocol):
 
 @runtime_checkable
 class Guarding(Protocol):
-    """An operator that tames what another one changes: its setting `of` names that one and its settings."""
+    """An operator that tames what another one changes: its setting `of` has that one's `name` and `settings`."""
 
     def inner(self, handle: ModelHandle) -> Any:
         """The other operator, with the settings that it has on this model."""
@@ -187,10 +187,16 @@ def candidates(name: str, handle: ModelHandle) -> dict[str, list[Any]]:
 
 
 def configured(name: str, handle: ModelHandle, overrides: Mapping[str, Any] | None = None) -> tuple[Any, str]:
-    """The operator with the preset for this model and the user's own settings on top, and the preset's source."""
+    """The operator with the preset for this model and the user's own settings on top, and the preset's source; of one
+    that guards another also the other's."""
     _, kind = operator_class(name)
     preset = preset_for(name, handle)
-    return build(kind, merged(preset.settings, overrides or {})), preset.source
+    operator = build(kind, merged(preset.settings, overrides or {}))
+    if not isinstance(operator, Guarding):
+        return operator, preset.source
+    of = settings_of(operator)["of"]
+    _, other = configured(of["name"], handle, of["settings"])
+    return operator, f"{preset.source}; of {of['name']}: {other}"
 
 
 def _tables(name: str) -> list[dict[str, Any]]:

@@ -81,7 +81,8 @@ class Patch(Protocol):
         ...
 
     def relative_norm(self, host: Host) -> float | None:
-        """Frobenius norm of the change over that of the weights it is added to; None where it adds to none."""
+        """Frobenius norm of the change over that of the weights it is added to, as they are without any patch; None
+        where it adds to none."""
         ...
 
     @property
@@ -174,7 +175,8 @@ class WeightPatch:
 
     def relative_norm(self, host: Host) -> float | None:
         moved = sum(float(torch.linalg.vector_norm(d.dense(), dtype=torch.float64)) ** 2 for d in self.deltas.values())
-        there = sum(float(torch.linalg.vector_norm(host.parameter(n).detach().double())) ** 2 for n in self.deltas)
+        base = (host.weights.first(name, host.parameter(name)) for name in self.deltas)
+        there = sum(float(torch.linalg.vector_norm(value, dtype=torch.float64)) ** 2 for value in base)
         return math.sqrt(moved / there) if there else None
 
     def save(self, path: Path) -> None:

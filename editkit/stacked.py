@@ -60,6 +60,11 @@ class Stacked:
         """How many changes there are."""
         return self._height
 
+    def first(self, name: str, parameter: nn.Parameter) -> Tensor:
+        """A parameter's value without any of the changes."""
+        column = self._columns.get(name)
+        return parameter.detach() if column is None else column.kept[0]
+
     def put(self, name: str, parameter: nn.Parameter, change: Change) -> None:
         """Change a parameter in place. What `change` raises leaves it as it was."""
         now = parameter.detach().to(self.own_dtypes.get(id(parameter), parameter.dtype))

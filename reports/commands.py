@@ -258,8 +258,9 @@ def took(task: str, verdicts: Sequence[Verdict]) -> str:
     """What the changed model answers at the facts' own prompts, in a sentence or more."""
     count = _taken(task, verdicts)
     babble = sum(v.class_after is Class.DEGENERATE for v in verdicts)
-    give = "give the new answer" if task == "edit" else "no longer give the old answer"
-    sentences = [f"{count} of {plural(len(verdicts), 'fact')} {give}, asked by the fact's own prompt."]
+    give = "gives" if count == 1 else "give"
+    does = f"{give} the new answer" if task == "edit" else f"no longer {give} the old answer"
+    sentences = [f"{count} of {plural(len(verdicts), 'fact')} {does}, asked by the fact's own prompt."]
     if babble:
         sentences.append(f"Degenerate text comes for {babble} of them.")
     if not count:

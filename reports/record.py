@@ -56,7 +56,9 @@ class Change:
     file: str  # within the run folder, "" where it was not kept
     seconds: float
     parameters: tuple[str, ...]  # names of the parameters or modules that it changes
-    relative_norm: float | None  # Frobenius norm of the change over that of the weights it is added to, if to any
+    relative_norm: (
+        float | None
+    )  # Frobenius norm of the change over that of the unpatched weights it is added to, if any
     notes: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -14,7 +14,6 @@ from typing import Any, ClassVar
 from jaxtyping import Float
 from torch import Tensor
 
-from editkit.drift import sum_below
 from editkit.edit._search import Progress
 from editkit.errors import InputError, MethodError
 from editkit.facts import Edit
@@ -80,8 +79,8 @@ class Guard:
         deltas: dict[str, Delta] = {}
         taken: dict[str, Any] = {}
         for name, delta in patch.deltas.items():
-            earlier = sum_below(handle, name)
-            weight = handle.matrix(name).float() - (0 if earlier is None else earlier)
-            deltas[name], taken[name] = self.tamed(weight, delta, earlier)
+            weight = handle.unpatched(name).float()
+            earlier = handle.matrix(name).float() - weight
+            deltas[name], taken[name] = self.tamed(weight, delta, earlier if earlier.any() else None)
         notes = {"taken": taken, "guarded": dict(patch.provenance.notes)}
         return WeightPatch(deltas, provenance_of(self.name, self, handle, edits, seed, **notes), patch.kept)

@@ -294,6 +294,8 @@ def test_every_kind_says_what_it_changes_and_by_how_much(handle):
     assert sparse.parameters == (handle.weight_name("mlp_out", 1),)
     moved = WeightPatch({name: DenseDelta(0.25 * handle.matrix(name))})
     assert moved.relative_norm(handle) == pytest.approx(0.25)
+    with handle.patched(moved, moved):
+        assert moved.relative_norm(handle) == pytest.approx(0.25), "beside the weights without any patch"
     assert WeightPatch({}).relative_norm(handle) is None
     assert [p.relative_norm(handle) for p in (module, hook, prompt)] == [None] * 3
 

@@ -142,7 +142,7 @@ def verdict(after):
 @pytest.mark.parametrize(
     ("task", "classes", "message"),
     [
-        ("edit", [Class.NEW, Class.OLD], "1 of 2 facts give the new answer"),
+        ("edit", [Class.NEW, Class.OLD], "1 of 2 facts gives the new answer"),
         ("edit", [Class.OLD, Class.REFUSAL], "0 of 2 facts give the new answer"),
         ("unlearn", [Class.REFUSAL, Class.HALLUCINATION, Class.OLD], "2 of 3 facts no longer give the old answer"),
         ("unlearn", [Class.DEGENERATE], "0 of 1 fact no longer give the old answer"),

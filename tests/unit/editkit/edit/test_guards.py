@@ -21,7 +21,7 @@ from editkit.edit.prune import PRUNE
 from editkit.edit.rect import RECT
 from editkit.errors import InputError
 from editkit.operators import EDITS as OPERATORS
-from editkit.operators import configured, provenance_of
+from editkit.operators import configured, preset_for, provenance_of
 from editkit.patch import DenseDelta, LowRankDelta, PromptPatch, WeightPatch
 from editkit.registry import UnknownName
 
@@ -275,6 +275,12 @@ def test_alphaedit_under_a_guard_knows_the_keys_of_the_edits_before(handle, tmp_
 def test_settings_that_mean_nothing_are_refused(make, message):
     with pytest.raises(InputError, match=message):
         make()
+
+
+def test_the_source_of_the_settings_tells_of_the_guarded_operator_too(handle):
+    _, source = configured("prune", handle, {"of": {"name": "rect", "settings": {"of": {"name": "rome"}}}})
+    [own, rect, rome] = (preset_for(name, handle).source for name in ("prune", "rect", "rome"))
+    assert source == f"{own}; of rect: {rect}; of rome: {rome}"
 
 
 def test_an_operator_that_is_not_there_is_refused_with_near_names():
