@@ -58,7 +58,7 @@ class Change:
     parameters: tuple[str, ...]  # names of the parameters or modules that it changes
     relative_norm: (
         float | None
-    )  # Frobenius norm of the change over that of the unpatched weights it is added to, if any
+    )  # norm of the change over that of the unpatched weights it is added to, if any
     notes: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
