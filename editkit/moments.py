@@ -13,9 +13,10 @@ import json
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -30,6 +31,7 @@ from editkit.files import atomic_path
 from editkit.forward import run
 from editkit.handle import ModelHandle
 from editkit.hooks import traced
+from editkit.linalg import cholesky
 from editkit.models import cache_folder
 from editkit.sampling import NAMED, TextPlan, sampled_texts
 from editkit.tokens import encode, pad, pad_id_of
@@ -41,6 +43,7 @@ PART = "mlp_out"
 KEEP_EVERY = 60.0  # seconds between two copies of what a long measurement has so far
 EACH_INPUT = 4  # tokens for each input of the matrix
 TOP_K = 50  # from which the model draws the words of its own text: from all, much of it is no language
+FACTORS = "factors of C"  # in a handle's memo
 
 Progress = Callable[[str, int, int], None]  # what is done, how much, of how much
 
@@ -67,11 +70,18 @@ class MomentSettings:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Moment:
-    """`matrix` is C (d_in, d_in), float64 on the CPU: the mean over `tokens` tokens. `key` names how it came about."""
+    """C of `inputs` (d_in) inputs, the mean over `tokens` tokens. `key` names how it came about. `load` gives it, read
+    when it is wanted: that of a large model is a gigabyte."""
 
-    matrix: Float[Tensor, "d_in d_in"]
+    inputs: int
     tokens: int
     key: str
+    load: Callable[[], Float[Tensor, "d_in d_in"]]
+
+    @property
+    def matrix(self) -> Float[Tensor, "d_in d_in"]:
+        """C, float64 on the CPU."""
+        return self.load()
 
 
 def second_moments(
@@ -101,9 +111,9 @@ def second_moments(
         found |= {layer: places[layer].write(sums.pop(layer) / tokens, tokens) for layer in missing}
         partial.drop()
     for layer, moment in found.items():
-        if moment.tokens < len(moment.matrix):
+        if moment.tokens < moment.inputs:
             warnings.warn(
-                f"layer {layer}: {moment.tokens} tokens say little of {len(moment.matrix)} inputs; neighbours of an "
+                f"layer {layer}: {moment.tokens} tokens say little of {moment.inputs} inputs; neighbours of an "
                 "edit suffer. Give more text, or raise moments.tokens",
                 stacklevel=2,
             )
@@ -117,13 +127,22 @@ def kept(handle: ModelHandle, layers: Sequence[int], settings: MomentSettings | 
     return {layer: _Place(handle, layer, settings, digest).file.is_file() for layer in layers}
 
 
+def factors(moments: Mapping[int, Moment], memo: dict[str, Any]) -> dict[int, tuple[Float[Tensor, "d d"], float]]:
+    """Lower Cholesky factors of C by layer, each with the jitter that it took (see `linalg.cholesky`). Those of the
+    last call are kept in a handle's `memo`: for a large model to take one can last longer than an edit."""
+    there = memo.get(FACTORS, {})
+    kept = memo[FACTORS] = {each.key: there.get(each.key) or cholesky(each.matrix) for each in moments.values()}
+    return {layer: kept[moment.key] for layer, moment in moments.items()}
+
+
 def spectrum(moment: Moment) -> tuple[Float[Tensor, " d"], Float[Tensor, "d d"]]:
     """Eigenvalues of C, rising, and its eigenvectors as columns; from the cache folder where they were found before:
     for a large matrix they take minutes."""
     file = cache_folder() / "moments" / f"{moment.key}.spectrum.safetensors"
     if kept := _read_spectrum(file):
         return kept
-    values, vectors = torch.linalg.eigh((moment.matrix + moment.matrix.T) / 2)
+    matrix = moment.matrix
+    values, vectors = torch.linalg.eigh((matrix + matrix.T) / 2)
     _keep(file, {"values": values, "vectors": vectors.contiguous()}, {"key": moment.key})
     return values, vectors
 
@@ -258,7 +277,8 @@ class _Place:
             return None
         try:
             with safe_open(str(self.file), "pt") as opened:
-                return Moment(opened.get_tensor("moment").double(), int(opened.metadata()["tokens"]), self.key)
+                inputs, tokens = opened.get_slice("moment").get_shape()[0], int(opened.metadata()["tokens"])
+                return Moment(inputs, tokens, self.key, self._matrix)
         except (SafetensorError, KeyError, ValueError, TypeError, OSError) as error:
             warnings.warn(f"{self.file} cannot be read ({error}); measuring anew", stacklevel=2)
             return None
@@ -266,7 +286,11 @@ class _Place:
     def write(self, matrix: Tensor, tokens: int) -> Moment:
         kept = matrix.to(self.dtype).clone().contiguous()
         _keep(self.file, {"moment": kept}, {"tokens": str(tokens), "key": self.key})
-        return Moment(kept.double(), tokens, self.key)
+        return Moment(len(kept), tokens, self.key, kept.double)
+
+    def _matrix(self) -> Tensor:
+        with safe_open(str(self.file), "pt") as opened:
+            return opened.get_tensor("moment").double()
 
 
 class _Partial:

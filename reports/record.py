@@ -56,9 +56,7 @@ class Change:
     file: str  # within the run folder, "" where it was not kept
     seconds: float
     parameters: tuple[str, ...]  # names of the parameters or modules that it changes
-    relative_norm: (
-        float | None
-    )  # norm of the change over that of the unpatched weights it is added to, if any
+    relative_norm: float | None  # norm of the change over that of the unpatched weights it is added to, if any
     notes: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

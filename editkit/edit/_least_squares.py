@@ -9,8 +9,8 @@ from typing import Any
 from editkit.edit._many_layers import ManyLayers
 from editkit.edit._spread import Keys, Solve
 from editkit.errors import InputError
-from editkit.linalg import cholesky, least_change
-from editkit.moments import Moment
+from editkit.linalg import least_change
+from editkit.moments import Moment, factors
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,9 +26,9 @@ class LeastSquares(ManyLayers):
             raise InputError(f"moment_weight {self.moment_weight} is not above 0; C must weigh something")
 
     def solver(self, moments: Mapping[int, Moment], memo: dict[str, Any]) -> tuple[Solve, dict[str, Any]]:
-        factors = {layer: cholesky(moment.matrix) for layer, moment in moments.items()}
+        found = factors(moments, memo)
 
         def solve(layer: int, keys: Keys, residuals: Any, past: Keys) -> Any:
-            return least_change(keys, residuals, factors[layer][0], weight=self.moment_weight)
+            return least_change(keys, residuals, found[layer][0], weight=self.moment_weight)
 
-        return solve, {"jitter": [jitter for _, jitter in factors.values()]}
+        return solve, {"jitter": [jitter for _, jitter in found.values()]}

@@ -14,8 +14,7 @@ from editkit.edit._locate_then_edit import Contexts, Plan, each_alone, one_after
 from editkit.edit._search import Progress, Target, TargetSearch
 from editkit.facts import Edit
 from editkit.handle import ModelHandle
-from editkit.linalg import cholesky
-from editkit.moments import MomentSettings, second_moments
+from editkit.moments import MomentSettings, factors, second_moments
 from editkit.operators import provenance_of
 from editkit.patch import LowRankDelta, WeightPatch
 from editkit.wide import computed_in_float32
@@ -70,8 +69,8 @@ class OneLayer:
         return (handle.weight_name("mlp_out", self.layer),)
 
     def _plan(self, handle: ModelHandle, progress: Progress | None) -> tuple[Plan, dict[str, Any]]:
-        moment = second_moments(handle, [self.layer], self.moments, progress=progress)[self.layer]
-        factor, jitter = cholesky(moment.matrix)
+        moments = second_moments(handle, [self.layer], self.moments, progress=progress)
+        moment, (factor, jitter) = moments[self.layer], factors(moments, handle.memo)[self.layer]
         plan = Plan(self.layer, self.target, self.contexts, lambda target: self.update(target, factor))
         return plan, {"moment_tokens": moment.tokens, "moment": moment.key, "jitter": jitter}
 

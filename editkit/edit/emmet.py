@@ -20,8 +20,8 @@ from typing import Any, ClassVar
 from editkit.edit._many_layers import ManyLayers
 from editkit.edit._spread import Keys, Solve
 from editkit.errors import InputError
-from editkit.linalg import cholesky, equality_constrained
-from editkit.moments import Moment
+from editkit.linalg import equality_constrained
+from editkit.moments import Moment, factors
 from editkit.operators import EDITS
 
 
@@ -41,9 +41,9 @@ class EMMET(ManyLayers):
             raise InputError(f"ridge {self.ridge} is below 0")
 
     def solver(self, moments: Mapping[int, Moment], memo: dict[str, Any]) -> tuple[Solve, dict[str, Any]]:
-        factors = {layer: cholesky(moment.matrix) for layer, moment in moments.items()}
+        found = factors(moments, memo)
 
         def solve(layer: int, keys: Keys, residuals: Any, past: Keys) -> Any:
-            return equality_constrained(keys, residuals, factors[layer][0], ridge=self.ridge)
+            return equality_constrained(keys, residuals, found[layer][0], ridge=self.ridge)
 
-        return solve, {"jitter": [jitter for _, jitter in factors.values()]}
+        return solve, {"jitter": [jitter for _, jitter in found.values()]}

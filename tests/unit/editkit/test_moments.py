@@ -14,7 +14,7 @@ from edit_examples import private_cache
 from twins import twin
 
 from editkit import moments, sampling
-from editkit.moments import MomentSettings, second_moments
+from editkit.moments import MomentSettings, factors, second_moments
 from editkit.patch import DenseDelta, WeightPatch
 from editkit.sampling import TextPlan, sampled_texts
 from editkit.tokens import encode
@@ -295,3 +295,22 @@ def test_a_broken_part_is_measured_anew(handle, cache, monkeypatch):
     partial.file.write_bytes(b"nothing")
     with pytest.warns(UserWarning, match="partial.safetensors cannot be read"):
         assert torch.equal(second_moments(handle, [0], SMALL, texts=CORPUS)[0].matrix, expected.matrix)
+
+
+def test_the_factor_of_a_moment_is_taken_once_and_the_moment_not_read_again(handle, monkeypatch):
+    memo, settings = {}, MomentSettings(tokens=300, length=20)
+    first = factors(second_moments(handle, [0, 1], settings, texts=CORPUS * 50), memo)
+    for layer, moment in second_moments(handle, [0, 1], settings, texts=CORPUS * 50).items():
+        torch.testing.assert_close(first[layer][0] @ first[layer][0].T, moment.matrix)
+
+    def never(*_):
+        raise AssertionError("read, or factored, again")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(moments, "cholesky", never)
+        patch.setattr(moments._Place, "_matrix", never)
+        again = factors(second_moments(handle, [0, 1], settings, texts=CORPUS * 50), memo)
+    assert all(again[layer][0] is first[layer][0] for layer in (0, 1))
+    other = factors(second_moments(handle, [1], settings, texts=CORPUS[::-1] * 50), memo)
+    assert not torch.equal(other[1][0], first[1][0])
+    assert len(memo[moments.FACTORS]) == 1, "those of the last call are kept, no more"
