@@ -31,22 +31,25 @@ def run(spec: AuditSpec, folder: Path, *, watch: Watch | None = None, command: s
     Facts are read and checked before the model is loaded. A finished run is only rendered again; `fresh` begins anew.
     Raises DataError, SpecError (bad input), ModelError, OSError (model or machine).
     """
-    watch, spec = watch or Silent(), resolved(spec)
+    seen, watch, spec = watch is not None, watch or Silent(), resolved(spec)
     base = load(spec.facts.source)
     with taken(folder):
         journal = open_journal(spec, folder, fresh=fresh)
         if journal.finished:
             audit = read_audit(folder)
         else:
-            audit = _made(spec, folder, base, journal, watch, command)
+            audit = _made(spec, folder, base, journal, watch, command, seen=seen)
             journal.finish(audit)
         watch.phase("Writing the reports")
         write_reports(audit, folder)
     return audit
 
 
-def _made(spec: AuditSpec, folder: Path, base: FactBase, journal: Journal, watch: Watch, command: str) -> Audit:
-    """The run itself; the model is given up at its end, before the reports want memory."""
+def _made(
+    spec: AuditSpec, folder: Path, base: FactBase, journal: Journal, watch: Watch, command: str, *, seen: bool
+) -> Audit:
+    """The run itself; the model is given up at its end, before the reports want memory. Its plan is made where it is
+    `seen`."""
     watch.phase(f"Loading {spec.model.name}")
     handle = ModelHandle.load(spec.model.name, spec.model.options())
     begin(journal, spec, folder, handle)
@@ -57,7 +60,8 @@ def _made(spec: AuditSpec, folder: Path, base: FactBase, journal: Journal, watch
     trials = [trial_of(session, part) for part in spec.operators]  # all configured before the first is tried
     whole = settled(spec, {trial.part.name: settings_of(trial.operator) for trial in trials})
     settle(journal, whole, folder)
-    look_ahead(session, trials)
+    if seen:
+        look_ahead(session, trials)
     ask_unchanged(session, trials)
     for trial in trials:
         trial.run()

@@ -134,6 +134,12 @@ DIRECTIONS: tuple[tuple[str, Ask], ...] = (
     ),
     (f"… {BATCH} at once, more than with MEMIT", outlasts("ultraedit", "memit", "retention", BATCH)),
     ("… and more is left of what the model knew besides", outlasts("ultraedit", "memit", "collateral", BATCH)),
+    (
+        "RECT spares what the model knew: after hundreds of MEMIT's edits more is left of it",
+        outlasts("rect", "memit", "collateral"),
+    ),
+    ("PRUNE spares it as well", outlasts("prune", "memit", "collateral")),
+    ("A bound on the norm spares it as well", outlasts("norm_bound", "memit", "collateral")),
 )
 
 

@@ -135,6 +135,8 @@ STACK = [
     ("rome", 300, 0.1),
     ("alphaedit", 300, 0.97),
     ("ultraedit", 300, 0.9),
+    ("memit", 300, 0.3),
+    *((guard, 300, 0.8) for guard in ("rect", "prune", "norm_bound")),
     ("memit", 300, 100, 0.3),
     ("alphaedit", 300, 100, 0.97),
     ("ultraedit", 300, 100, 0.9),
