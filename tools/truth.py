@@ -17,7 +17,7 @@ import json
 import statistics
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -101,10 +101,19 @@ def _measured(
     """A row for each operator, of one audit: the unchanged model is asked once for all."""
     parts = [{"name": name, "settings": settings, "arms": ["single"]} for name in names]
     spec = resolved(make_spec({"facts": facts, "operators": parts, "probes": list(PROBES[source])}))
-    other = "".join(f"-{name}-{value}" for name, value in settings.items())
+    other = "".join(f"-{name}-{value}" for name, value in _dotted(settings))
     folder = "-".join(names) + other if len(names) < len(EDITS.names()) else ALL
     audit = run(spec, RUNS / source / folder, command=f"python tools/truth.py {' '.join(names)}")
     return [_row(audit, name, source) | {"operator": name + other, "set": settings} for name in names]
+
+
+def _dotted(settings: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+    """("target.clamp", 4.0) of settings within settings."""
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from _dotted(value, f"{before}{name}.")
+        else:
+            yield f"{before}{name}", value
 
 
 def _row(audit: Audit, name: str, source: str) -> dict[str, Any]:
