@@ -60,7 +60,8 @@ def _show(session: Session, trial: Trial, *, tried: bool) -> None:
         watch.phase(f"Trying {name} on the first facts")
     together = [*arms] != ["single"]
     found = planned(handle, trial.operator, edits, session.spec.seed, watch, trial=tried, together=together)
-    said = {problem.text for problem in problems(handle, edits)}
+    own = is_file(session.spec.facts.source)  # then what is odd about the facts was said before they were asked
+    said = {problem.text for problem in problems(handle, edits)} if own else set()
     new = replace(found, problems=tuple(problem for problem in found.problems if problem.text not in said))
     facts = f"{len(trial.records)}: {arms_told(arms)}"
     watch.table(f"Plan of {name}", ("", ""), plan_rows(handle, trial.source, facts, new, trial.records))

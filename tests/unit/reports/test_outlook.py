@@ -56,13 +56,13 @@ def ground(tmp_path_factory):
 def audited(ground, tmp_path, monkeypatch):
     monkeypatch.setenv("EDITKIT_CACHE", str(ground / "cache"))
 
-    def audit(*operators, facts=FACTS, n=4):
+    def audit(*operators, facts=FACTS, n=4, source="", dtype="float32"):
         file = tmp_path / "facts.jsonl"
         file.write_text("\n".join(json.dumps(fact) for fact in facts), encoding="utf-8")
         spec = make_spec(
             {
-                "model": {"name": str(ground / "model")},
-                "facts": {"source": str(file), "known_only": False, "retain": 2, "n": n},
+                "model": {"name": str(ground / "model"), "dtype": dtype},
+                "facts": {"source": source or str(file), "known_only": False, "retain": 2, "n": n},
                 "operators": [{"settings": QUICK[part["name"]], **part} for part in operators],
                 "probes": ["rewrite"],
                 "max_new_tokens": 2,
@@ -105,6 +105,14 @@ def test_edits_that_are_rolled_back_one_by_one_do_not_add_up(audited, monkeypatc
     monkeypatch.setattr(outlook, "LONG", 4)
     told = audited({"name": "rome", "arms": ["single"]}).tables["Plan of rome"]
     assert "weights move" not in told and "may move the weights" not in told.get("mind", "") and told["time"]
+
+
+@pytest.mark.parametrize("source", ["", "world"])
+def test_what_is_odd_about_the_model_is_said_once(audited, source):
+    watch = audited({"name": "rome", "arms": ["single"]}, n=1, source=source, dtype="float16")
+    told = [*watch.said, watch.tables["Plan of rome"].get("mind", "")]
+    assert sum("float16 overflows" in text for text in told) == 1
+    assert watch.tables["Plan of rome"]["model"].count("float16 (a change is computed in float32)") == 1
 
 
 def test_facts_that_no_operator_can_edit_are_refused_before_they_are_asked(audited):
