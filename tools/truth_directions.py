@@ -117,6 +117,8 @@ DIRECTIONS: tuple[tuple[str, Ask], ...] = (
     ("… and does not generalize: ROME reaches more other wordings", above("generalization", ("rome",), "grace")),
     ("ROME decays under hundreds of edits: retention falls", decays("rome", "retention")),
     ("… and so does what the model knew besides", decays("rome", "collateral")),
+    ("R-ROME decays more slowly: after hundreds of edits more is retained", outlasts("r_rome", "rome", "retention")),
+    ("… and more is left of what the model knew besides", outlasts("r_rome", "rome", "collateral")),
     (
         "AlphaEdit holds: after hundreds of edits more is retained than with ROME",
         outlasts("alphaedit", "rome", "retention"),

@@ -133,6 +133,7 @@ def test_each_direction_can_be_supported_and_contradicted():
 STACK = [
     ("rome", 10, 0.9),
     ("rome", 300, 0.1),
+    ("r_rome", 300, 0.5),
     ("alphaedit", 300, 0.97),
     ("ultraedit", 300, 0.9),
     ("memit", 300, 0.3),
