@@ -1,10 +1,10 @@
 """Narrow weights, bfloat16 or float16, computed with in float32.
 
 A search on them in their own precision loses what it looks for: steps vanish, and on SmolLM2-135M the change for one
-fact lay 16 % (FT-L) to 80 % (ROME) of its norm from that in float32. So within `in_float32` the model holds the very values of its weights in float32: every pass is that
-of the same weights loaded so, a patch that is put on is rounded as ever, and at the end all is as it was, to the bit
-(save that all NaNs are one). It takes as much memory as the model in float32; `LoadOptions(compute="native")` does
-without.
+fact lay 16 % (FT-L) to 80 % (ROME) of its norm from that in float32. So within `in_float32` the model holds the very
+values of its weights in float32: every pass is that of the same weights loaded so, a patch that is put on is rounded as
+ever, and at the end all is as it was, to the bit (save that all NaNs are one). It takes as much memory as the model in
+float32; `LoadOptions(compute="native")` does without.
 """
 
 from __future__ import annotations
