@@ -45,7 +45,7 @@ def test_there_is_a_preset_with_a_source(name, layout, handle_of):
     operator, source = configured(name, handle)
     assert isinstance(operator, operator_class(name)[1])
     assert len(source) > 10
-    assert preset_for(name, handle).source == source
+    assert source.startswith(preset_for(name, handle).source)  # a guard tells that of the other operator, too
 
 
 def tables():
