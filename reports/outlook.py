@@ -31,8 +31,8 @@ def check(handle: ModelHandle, records: Sequence[EditRecord], watch: Watch, *, o
     found = problems(handle, [record.edit for record in records], one_by_one=one_by_one)
     for problem in found:
         if not problem.fatal:
-            watch.say(told(problem, records))
-    if fatal := [told(problem, records) for problem in found if problem.fatal]:
+            watch.say(with_ids(problem, records))
+    if fatal := [with_ids(problem, records) for problem in found if problem.fatal]:
         raise InputError(f"{plural(len(fatal), 'fact')} cannot be edited: {'; '.join(fatal)}")
 
 
@@ -90,11 +90,11 @@ def plan_rows(
 ) -> list[tuple[str, str]]:
     """All that a plan says, and what speaks against it."""
     rows = [("settings from", source), ("facts", facts), *_rows(handle, found)]
-    rows += [("mind", told(problem, records)) for problem in found.problems]
+    rows += [("mind", with_ids(problem, records)) for problem in found.problems]
     return [(name, text) for name, text in rows if text]
 
 
-def told(problem: Problem, records: Sequence[EditRecord]) -> str:
+def with_ids(problem: Problem, records: Sequence[EditRecord]) -> str:
     """A problem, with the ids of the facts that have it."""
     if problem.place is None:
         return problem.text

@@ -17,7 +17,7 @@ from editkit import products, wide
 from editkit.edit.rome import ROME
 from editkit.handle import ModelHandle
 from editkit.models import LoadOptions
-from editkit.moments import MomentSettings, kept
+from editkit.moments import MomentSettings, kept, second_moments
 from editkit.operators import configured
 from editkit.patch import LowRankDelta, WeightPatch
 from editkit.products import exact, using
@@ -166,6 +166,9 @@ def test_texts_and_moments_are_those_of_the_same_weights_in_float32(narrow):
     plan = TextPlan(3, 12, seed=0, top_k=5)
     assert sampled_texts(narrow, plan) == sampled_texts(wide_one, plan)
     assert plan.key(narrow) != plan.key(wide_one)  # the one's weights are not the other's
+    settings = MomentSettings(tokens=300, length=20)
+    own, wanted = (second_moments(each, [1], settings)[1] for each in (narrow, wide_one))
+    assert torch.equal(own.matrix, wanted.matrix) and own.key != wanted.key
 
 
 def test_a_plan_finds_the_moments_that_an_edit_measured():
