@@ -281,16 +281,19 @@ def _of_gate_up(grad: Tensor, gate_up: Tensor) -> Tensor:
     gate, up = gate_up.chunk(2, -1)
     both = torch.empty_like(gate_up)
     of_gate, of_up = both.chunk(2, -1)
-    share = gate.sigmoid()
-    torch.mul(grad, gate * share, out=of_up)
-    torch.mul(grad.mul_(up), share.mul_(1 + gate * (1 - share)), out=of_gate)
+    torch.mul(grad, silu(gate), out=of_up)
+    torch.ops.aten.silu_backward.grad_input(grad.mul_(up), gate, grad_input=of_gate)
     return both
 
 
 def _turned(x: Float[Tensor, "tokens heads width"], cos: Tensor, sin: Tensor) -> Tensor:
     """Each head turned by its position; by -sin it is turned back."""
     a, b = x.chunk(2, -1)
-    return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
+    turned = torch.empty_like(x)
+    first, second = turned.chunk(2, -1)
+    torch.mul(a, cos, out=first).addcmul_(b, sin, value=-1)
+    torch.mul(b, cos, out=second).addcmul_(a, sin)
+    return turned
 
 
 def _by_group(x: Float[Tensor, "rows length heads width"], w: _Weights) -> Float[Tensor, "rows groups both width"]:

@@ -7,6 +7,8 @@ A solve gives the two factors (left, right) of its update; `left @ right` has sh
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -164,12 +166,12 @@ class NullSpace:
         self._forget()
 
     def _forget(self) -> None:
-        self._past = _Growing(torch.zeros(len(self.basis), 0, dtype=torch.float64))
+        self._past: list[Tensor] = []
         self._inside = _Growing(torch.zeros(self.basis.shape[1], 0, dtype=torch.float64))
         self._factor = torch.zeros(0, 0, dtype=torch.float64)
 
     def update(
-        self, keys: Float[Tensor, "d n"], residual: Float[Tensor, "d_out n"], past: Float[Tensor, "d p"]
+        self, keys: Float[Tensor, "d n"], residual: Float[Tensor, "d_out n"], past: Sequence[Float[Tensor, "d p"]]
     ) -> tuple[Float[Tensor, "d_out n"], Float[Tensor, "n d"]]:
         """AlphaEdit's update Δ = R Kᵀ P (K_p K_pᵀ P + K Kᵀ P + L₂ I)⁻¹ with P = U Uᵀ, U the basis.
 
@@ -184,23 +186,25 @@ class NullSpace:
                 "the key of a fact lies outside the null space of the layer's usual keys, so nothing may be changed "
                 "for it; raise the threshold, or edit at another layer"
             )
-        self._hold(past.double())
+        self._hold(past)
         before = self._inside.value  # (L₂ I + K̂_p K̂_pᵀ)⁻¹ K̂
         solved = (inside - before @ torch.cholesky_solve(before.T @ inside, self._factor)) / self.weight
         middle = torch.eye(inside.shape[1], dtype=torch.float64) + inside.T @ solved
         return _through((middle + middle.T) / 2, residual), (self.basis @ solved).T
 
-    def _hold(self, past: Float[Tensor, "d p"]) -> None:
-        """Have exactly the keys of `past` as those of earlier edits."""
-        there = self._past.value.shape[1]
-        if there > past.shape[1] or not torch.equal(self._past.value, past[:, :there]):
+    def _hold(self, past: Sequence[Float[Tensor, "d p"]]) -> None:
+        """Have exactly the keys of `past` as those of earlier edits. What is held is told by the tensors themselves,
+        which belong to patches and do not change: a copy of all keys would grow with the stack."""
+        there = len(self._past)
+        if there > len(past) or any(mine is not own for mine, own in zip(self._past, past, strict=False)):
             self._forget()
             there = 0
-        if new := past.shape[1] - there:
-            self._add(past[:, -new:])
+        if new := past[there:]:
+            self._add(torch.cat([*new], 1))
+            self._past += new
 
     def _add(self, keys: Float[Tensor, "d q"]) -> None:
-        inside = self.basis.T @ keys
+        inside = self.basis.T @ keys.double()
         gram = inside.T @ inside + self.weight * torch.eye(inside.shape[1], dtype=torch.float64)
         across = torch.linalg.solve_triangular(self._factor, self._inside.value.T @ inside, upper=False)
         corner, failed = torch.linalg.cholesky_ex(gram - across.T @ across)
@@ -209,7 +213,6 @@ class NullSpace:
         above = torch.cat([self._factor, torch.zeros_like(across)], 1)
         self._factor = torch.cat([above, torch.cat([across.T, corner], 1)])
         self._inside.add(inside)
-        self._past.add(keys)
 
 
 class _Growing:

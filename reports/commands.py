@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, is_dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -66,9 +65,8 @@ def change(
     case = _Opened.of(task, spec, watch, on=on, without=without)
     operator, source = case.operator()
     if task == "edit":
-        with suppress(MethodError):  # of the first facts tried; the run itself tells which facts it finds no edit for
-            long = len(case.records) >= LONG
-            show_plan(case.handle, operator, source, case.records, spec.seed, watch, trial=long)
+        long = len(case.records) >= LONG  # of facts that are refused the run itself tells
+        show_plan(case.handle, operator, source, case.records, spec.seed, watch, trial=long, strict=False)
     watch.phase(f"{part.name} on {plural(len(case.records), 'fact')}")
     if task == "edit":
         patch, failed = _edited(operator, case)

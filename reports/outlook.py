@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -49,8 +48,7 @@ def look_ahead(session: Session, trials: Sequence[Trial]) -> None:
     journal = session.journal
     begun = {part("change", entry, journal.path).operator for entry in journal.entries("patch")}
     for trial in trials:
-        with suppress(MethodError):  # of the first facts tried; each arm tells which facts it finds no edit for
-            _show(session, trial, tried=len(trial.records) >= LONG and trial.part.name not in begun)
+        _show(session, trial, tried=len(trial.records) >= LONG and trial.part.name not in begun)
 
 
 def _show(session: Session, trial: Trial, *, tried: bool) -> None:
@@ -76,13 +74,22 @@ def planned(
     *,
     trial: bool,
     together: bool = True,
+    strict: bool = False,
 ) -> Plan:
-    """The plan of `editkit.preflight`, with its progress told."""
+    """The plan of `editkit.preflight`, with its progress told. Where the operator refuses every fact that it is tried
+    on, the plan says so and lacks what a trial tells; if `strict`, MethodError is raised."""
 
     def tell(what: str, done: int, total: int) -> None:
         watch.step(0, note=f"{what} {done}/{total}")
 
-    return plan(handle, operator, edits, seed=seed, trial=trial, together=together, progress=tell)
+    try:
+        return plan(handle, operator, edits, seed=seed, trial=trial, together=together, progress=tell)
+    except MethodError as error:
+        if strict:
+            raise
+        found = plan(handle, operator, edits, seed=seed, trial=False, together=together)
+        refused = Problem(None, f"the first facts that it was tried on were all refused; the last: {error}", False)
+        return replace(found, problems=(*found.problems, refused))
 
 
 def plan_rows(

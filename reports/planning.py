@@ -21,10 +21,11 @@ def show_plan(
     watch: Watch,
     *,
     trial: bool = True,
+    strict: bool = True,
 ) -> None:
     """Try the operator on the first facts, and print what all of them will take and what stands against it; without a
-    `trial`, what can be said beforehand."""
+    `trial`, what can be said beforehand. `strict` as in `planned`."""
     if trial:
         watch.phase("Trying the first facts")
-    found = planned(handle, operator, [record.edit for record in records], seed, watch, trial=trial)
+    found = planned(handle, operator, [record.edit for record in records], seed, watch, trial=trial, strict=strict)
     table("Plan", ("", ""), plan_rows(handle, source, str(found.edits), found, records))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +28,7 @@ class LeastSquares(ManyLayers):
     def solver(self, moments: Mapping[int, Moment], memo: dict[str, Any]) -> tuple[Solve, dict[str, Any]]:
         found = factors(moments, memo)
 
-        def solve(layer: int, keys: Keys, residuals: Any, past: Keys) -> Any:
+        def solve(layer: int, keys: Keys, residuals: Any, past: Sequence[Keys]) -> Any:
             return least_change(keys, residuals, found[layer][0], weight=self.moment_weight)
 
         return solve, {"jitter": [jitter for _, jitter in found.values()]}

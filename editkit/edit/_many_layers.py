@@ -7,8 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-import torch
-
 from editkit.edit._locate_then_edit import Contexts
 from editkit.edit._places import AtMLP, Prepare
 from editkit.edit._search import Progress, TargetSearch
@@ -81,17 +79,12 @@ class ManyLayers:
         """The names of the matrices that it changes."""
         return [handle.weight_name("mlp_out", layer) for layer in self.layers]
 
-    def past(self, handle: ModelHandle) -> dict[int, Keys]:
+    def past(self, handle: ModelHandle) -> dict[int, list[Keys]]:
         """Keys of earlier edits by layer, which must keep what they bring forth: of the patches on the handle that say
         so."""
-        there: dict[int, Keys] = {}
-        for layer, name in zip(self.layers, self.touches(handle), strict=True):
-            width = handle.matrix(name).shape[1]
-            kept = [
-                patch.kept[name] for patch in handle.patches if isinstance(patch, WeightPatch) and name in patch.kept
-            ]
-            there[layer] = torch.cat([torch.zeros(width, 0, dtype=torch.float64), *kept], 1)
-        return there
+        there = [patch.kept for patch in handle.patches if isinstance(patch, WeightPatch)]
+        names = zip(self.layers, self.touches(handle), strict=True)
+        return {layer: [kept[name] for kept in there if name in kept] for layer, name in names}
 
     def _plan(self, handle: ModelHandle, progress: Progress | None) -> tuple[Plan, dict[str, Any]]:
         moments = second_moments(handle, self.layers, self.moments, progress=progress)

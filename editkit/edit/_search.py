@@ -46,7 +46,7 @@ class TargetSearch:
     With `tokens_per_step` > 0 each step draws as many contexts as have that many tokens from the subject's last one on,
     the prompt alone always among them; the search still ends only when the loss over all contexts is below. Where all
     fit, nothing is drawn. `products` are the matrix products of the steps (see editkit/products.py): "float32",
-    "bfloat16" or "auto"; a loss that ends the search is taken with the model's own.
+    "bfloat16" or "auto"; a loss that ends the search before its last step is taken with the model's own.
     """
 
     steps: int = 20
@@ -194,8 +194,8 @@ class _Search:
             live = [edit for edit in range(self.edits) if edit not in found]
             last = step == self.settings.steps
             contexts = [self.drawn(edit, everything=last) for edit in live]
-            with torch.set_grad_enabled(not last), using(None if last else self.products):
-                loss = self.loss(live, contexts, None if last else self.fused)
+            with torch.set_grad_enabled(not last), using(self.products):
+                loss = self.loss(live, contexts, self.fused)
             for edit, value in zip(live, self.verified(live, loss.detach()), strict=True):
                 if value < self.settings.stop_below or last:
                     found[edit] = self.target(edit, step, value)

@@ -34,7 +34,7 @@ from editkit.products import exact, using
 LEAST_GAIN = 1e-3  # of a norm: a coordinate that it takes away cannot be brought about through it
 LEAST_LENGTH = 0.1  # of a value under a norm, beside what it was
 Keys = Float[Tensor, "d_in n"]
-Solve = Callable[[int, Keys, Float[Tensor, "d_out n"], Keys], tuple[Tensor, Tensor]]
+Solve = Callable[[int, Keys, Float[Tensor, "d_out n"], Sequence[Keys]], tuple[Tensor, Tensor]]
 """(layer, keys, residuals, keys of earlier edits that must keep what they bring forth) -> factors (d_out, n), (n, d_in)
 of the change."""
 
@@ -74,7 +74,7 @@ def in_batches(
     edits: Sequence[Edit],
     plan: Plan,
     size: int,
-    past: Mapping[int, Keys],
+    past: Mapping[int, Sequence[Keys]],
     *,
     seed: int,
     progress: Progress | None = None,
@@ -94,7 +94,7 @@ def in_batches(
                 progress("editing", begin, len(edits))
             [found] = spread(handle, part, plan, before, [len(part)], past, seed=seed, progress=progress)
             made.append(found)
-            past = {layer: torch.cat([past[layer], keys], 1) for layer, keys in found.keys.items()}
+            past = {layer: [*past[layer], keys] for layer, keys in found.keys.items()}
             if begin + step < len(edits):
                 stack.enter_context(handle.patched(as_patch(handle, found.deltas)))
     if progress and step < len(edits):
@@ -106,7 +106,7 @@ def each_by_itself(
     handle: ModelHandle,
     edits: Sequence[Edit],
     plan: Plan,
-    past: Mapping[int, Keys],
+    past: Mapping[int, Sequence[Keys]],
     *,
     seed: int,
     progress: Progress | None = None,
@@ -143,7 +143,7 @@ def spread(
     plan: Plan,
     before: Sequence[str],
     sizes: Sequence[int],
-    past: Mapping[int, Keys],
+    past: Mapping[int, Sequence[Keys]],
     *,
     seed: int,
     progress: Progress | None = None,
@@ -172,7 +172,7 @@ def spread(
             share = plan.share(len(plan.layers) - place)
             residuals = before_norm(handle, layer, seen.values, (wanted - seen.states) / share)
             for group, each in zip(groups, found, strict=True):
-                keys = seen.keys[group].T.cpu().double()
+                keys = seen.keys[group].T.cpu().clone()  # a view would keep those of all edits
                 each.keys[layer] = keys
                 each.deltas[layer] = _solved(plan, layer, keys, residuals[group].T.cpu().double(), past[layer])
             climb.rise([each.deltas[layer] for each, size in zip(found, sizes, strict=True) for _ in range(size)])
@@ -181,7 +181,7 @@ def spread(
     return found
 
 
-def _solved(plan: Plan, layer: int, keys: Keys, residuals: Tensor, past: Keys) -> LowRankDelta:
+def _solved(plan: Plan, layer: int, keys: Keys, residuals: Tensor, past: Sequence[Keys]) -> LowRankDelta:
     try:
         left, right = plan.solve(layer, keys, residuals, past)
     except SolveError as error:

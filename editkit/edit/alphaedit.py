@@ -19,7 +19,7 @@ Differs from the authors' code:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -55,7 +55,7 @@ class AlphaEdit(ManyLayers):
             for each, moment in ((self._about(moment), moment) for moment in moments.values())
         }
 
-        def solve(layer: int, keys: Keys, residuals: Any, past: Keys) -> Any:
+        def solve(layer: int, keys: Keys, residuals: Any, past: Sequence[Keys]) -> Any:
             return spaces[self._about(moments[layer])].update(keys, residuals, past)
 
         return solve, {"null_space": [space.basis.shape[1] for space in spaces.values()]}

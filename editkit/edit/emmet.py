@@ -13,7 +13,7 @@ Differs from the authors' code:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -43,7 +43,7 @@ class EMMET(ManyLayers):
     def solver(self, moments: Mapping[int, Moment], memo: dict[str, Any]) -> tuple[Solve, dict[str, Any]]:
         found = factors(moments, memo)
 
-        def solve(layer: int, keys: Keys, residuals: Any, past: Keys) -> Any:
+        def solve(layer: int, keys: Keys, residuals: Any, past: Sequence[Keys]) -> Any:
             return equality_constrained(keys, residuals, found[layer][0], ridge=self.ridge)
 
         return solve, {"jitter": [jitter for _, jitter in found.values()]}

@@ -31,7 +31,7 @@ def system(d_in, d_out, seed, samples=40):
 
 
 def within(basis, keys, residual, past, *, weight):
-    return NullSpace(basis, weight).update(keys, residual, past)
+    return NullSpace(basis, weight).update(keys, residual, [past])
 
 
 def solve(moment, key, residual):
@@ -223,13 +223,14 @@ def test_earlier_keys_that_come_bit_by_bit_count_as_if_they_came_at_once(sizes, 
     p = many(9, 4, 24, 6)[1][1]
     values, vectors = torch.linalg.eigh(c)
     basis = null_space(values, vectors, threshold=float(values[7]))
-    space, end = NullSpace(basis, 0.5), 0
-    for size in sizes:
-        end += size
-        grown = space.update(k, r, p[:, :end])
+    space, parts = NullSpace(basis, 0.5), p.split([*sizes, 24 - sum(sizes)], 1)
+    for number in range(len(sizes)):
+        before = parts[: number + 1]
+        grown = space.update(k, r, before)
         if other_between:  # another stack of edits
-            space.update(k, r, p.flip(1)[:, :1])
-        np.testing.assert_allclose(dense(grown), dense(within(basis, k, r, p[:, :end], weight=0.5)), atol=1e-9)
+            space.update(k, r, parts[number + 1 :])
+        whole = within(basis, k, r, torch.cat([*before], 1), weight=0.5)
+        np.testing.assert_allclose(dense(grown), dense(whole), atol=1e-9)
 
 
 def test_an_empty_null_space_is_an_error_and_no_silent_nothing():

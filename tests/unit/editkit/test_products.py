@@ -242,6 +242,20 @@ def test_training_gives_up_the_layouts(handle):
     assert not any(module in products._KEPT for module in kept)
 
 
+@pytest.mark.skipif(not matrices.can_lay_out(torch.float32), reason="this torch lays nothing out")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_many_numbers_of_rows_need_few_kernels(monkeypatch, dtype):
+    """torch keeps a kernel for each number of rows, of the size of a megabyte."""
+    if not matrices.can_lay_out(dtype):
+        pytest.skip(f"this torch lays no {dtype} out")
+    sizes, real = set(), matrices._times
+    monkeypatch.setattr(matrices, "_times", lambda x, laid: sizes.add(x.numel() // 4) or real(x, laid))
+    matrix = Matrix(torch.randn(6, 4), dtype)
+    for rows in range(17, 129):
+        assert matrix.forth(torch.randn(1, rows, 4)).shape == (1, rows, 6)
+    assert len(sizes) <= 7
+
+
 @given(
     rows=st.lists(st.integers(0, 5), max_size=2).map(tuple),
     shape=st.tuples(st.integers(1, 40), st.integers(1, 40)),

@@ -206,7 +206,8 @@ def test_a_trial_that_is_refused_does_not_stop_the_run(four, tmp_path, monkeypat
     monkeypatch.setattr("reports.commands.LONG", 1)
     monkeypatch.setattr("editkit.preflight.MOST", 1)
     told = said_of(four(fails=[first]), tmp_path / "saved")
-    assert "Plan" not in told and f"Passed over, for choosy finds no edit: {first}" in told
+    assert "Plan" in told and "were all refused; the last: cannot edit" in told and " s a fact" not in told
+    assert f"Passed over, for choosy finds no edit: {first}" in told
     assert "of 3 facts give the new answer" in told and (tmp_path / "saved" / PATCH_FILE).is_file()
 
 

@@ -260,7 +260,7 @@ def test_alphaedit_under_a_guard_knows_the_keys_of_the_edits_before(handle, tmp_
         patches = []
         for number in range(3):
             with handle.patched(*patches):
-                assert {keys.shape[1] for keys in inner.past(handle).values()} == {number}
+                assert {len(keys) for keys in inner.past(handle).values()} == {number}
                 patches.append(guard(handle, EDITS[number : number + 1], seed=0))
 
 

@@ -129,7 +129,7 @@ def test_earlier_edits_count_in_the_statistics(handle):
 
 def test_statistics_are_no_keys_of_alphaedit(handle):
     with handle.patched(METHOD(handle, ENDING, seed=0)):
-        assert all(keys.shape[1] == 0 for keys in AlphaEdit((0, 1)).past(handle).values())
+        assert not any(AlphaEdit((0, 1)).past(handle).values())
 
 
 def test_other_linear_layers_are_named_by_their_paths(handle):
