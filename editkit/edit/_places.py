@@ -12,6 +12,7 @@ from typing import Protocol
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from editkit.blocks import lower
 from editkit.blocks import upper as blocks_above
 from editkit.edit._upper import Row, Upper, prepare
 from editkit.forward import copied, run
@@ -94,17 +95,25 @@ class AtAttentionAndMLP:
         return self.attention, self.upper.values
 
     def run(self, changes: Changes, fused: Fused | None = None) -> Tensor:
-        upper, model = self.upper, self._blocks()
-        with rewritten(upper.handle.model, self._rewrites(changes)):
-            return run(model, upper.ids, upper.mask, upper.positions, copied(upper.cache))
+        upper = self.upper
+        rest = fused if fused is not None and fused.reaches(upper.mask.shape[1]) else None
+        block = upper.handle.arch.path("block", upper.layer)
+        with rewritten(upper.handle.model, self._rewrites(changes)), traced(upper.handle.model, [block]) as seen:
+            model = self._blocks(last=upper.layer if rest else None)
+            hidden = run(model, upper.ids, upper.mask, upper.positions, copied(upper.cache))
+        moved = seen[block].output
+        return hidden if rest is None or moved is None else rest.run(moved, upper.positions, upper.mask, upper.cache)
 
     def rows(self, rows: Tensor, width: int) -> AtAttentionAndMLP:
         below = None if self.below is None else self.below[rows, :width]
         return AtAttentionAndMLP(self.upper.rows(rows, width), self.attention[rows, :width], below)
 
-    def _blocks(self) -> nn.Module:
+    def _blocks(self, last: int | None) -> nn.Module:
+        """The layer's block and those above it, up to `last`."""
         handle = self.upper.handle
-        return handle.backbone if self.below is None else blocks_above(handle, self.upper.layer - 1, self.below)
+        if self.below is None:
+            return handle.backbone if last is None else lower(handle, last)
+        return blocks_above(handle, self.upper.layer - 1, self.below, last)
 
     def _rewrites(self, changes: Changes) -> dict[str, Rewrite]:
         handle, layer = self.upper.handle, self.upper.layer

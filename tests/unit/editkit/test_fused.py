@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from editkit import fused as module
 from editkit.blocks import frozen
+from editkit.edit._places import AtAttentionAndMLP, AtMLP
 from editkit.edit._search import TargetSearch, find_targets
 from editkit.edit._upper import Row, prepare
 from editkit.forward import attention
@@ -128,12 +129,17 @@ def test_a_model_too_large_to_be_held_twice_is_left_alone(handle, monkeypatch):
 
 
 @pytest.mark.parametrize("layout", sorted(FUSED))
-def test_a_search_finds_the_same_in_fused_blocks(handle_of, layout, monkeypatch):
-    handle = handle_of(layout)
+@pytest.mark.parametrize("place", [AtMLP, AtAttentionAndMLP])
+@pytest.mark.parametrize("layer", [0, 1])
+def test_a_search_finds_the_same_in_fused_blocks(handle_of, layout, place, layer, monkeypatch):
+    handle, ran = handle_of(layout), []
+    real = Fused.run
+    monkeypatch.setattr(Fused, "run", lambda *given: ran.append(1) or real(*given))
     search = TargetSearch(12, 0.2, 6.0, weight_decay=0.0, stop_below=0.0, tokens_per_step=8)
-    found = find_targets(handle, ENDING, 0, BEFORE, search, seed=0)
+    found = find_targets(handle, ENDING, layer, BEFORE, search, seed=0, place=place.prepare)
+    assert ran
     monkeypatch.setattr(Fused, "of", lambda *_: None)
-    plain = find_targets(handle, ENDING, 0, BEFORE, search, seed=0)
+    plain = find_targets(handle, ENDING, layer, BEFORE, search, seed=0, place=place.prepare)
     for ours, expected in zip(found, plain, strict=True):
         near(ours.residual, expected.residual, 1e-3)
         assert ours.notes["loss"] == pytest.approx(expected.notes["loss"], rel=1e-3)
