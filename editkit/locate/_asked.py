@@ -52,12 +52,16 @@ class Asked:
 
     def probability(self, handle: ModelHandle, model: nn.Module) -> Float[Tensor, " rows"]:
         """p(answer | prompt) of each row, all its tokens together, by a view of the handle's backbone."""
+        return self.logprob(handle, model).exp()
+
+    def logprob(self, handle: ModelHandle, model: nn.Module) -> Float[Tensor, " rows"]:
+        """Its logarithm, nats."""
         hidden = run(model, self.ids, self.mask, self.positions, copied(self.cache))
         states = hidden.gather(1, self.places[..., None].expand(-1, -1, hidden.shape[-1]))
         logits = unembed(handle, states)
         wanted = self.answers.clamp(min=0)[..., None]
         log_probs = logits.gather(-1, wanted).squeeze(-1) - logits.logsumexp(-1)
-        return log_probs.masked_fill(self.answers == NOTHING, 0).sum(-1).exp()
+        return log_probs.masked_fill(self.answers == NOTHING, 0).sum(-1)
 
 
 @torch.no_grad()

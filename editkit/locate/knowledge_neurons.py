@@ -166,7 +166,8 @@ def _of_layer(
         moved = hidden[part].clone()
         change = handle.module("mlp_out", layer)(scaled) - values[part, 0]
         moved[:, 0] = after_change(handle, layer, hidden[part, 0], values[part, 0], change)
-        wanted = batch.rows(part).probability(handle, upper(handle, layer, moved))
-        grads.append(torch.autograd.grad(wanted.sum(), scaled)[0])
+        wanted = batch.rows(part).logprob(handle, upper(handle, layer, moved))
+        [grad] = torch.autograd.grad(wanted.sum(), scaled)  # that of a tiny p is denormal: 17 times slower
+        grads.append(grad * wanted.detach().exp()[:, None].to(grad.dtype))
     mean = torch.cat(grads).float().unflatten(0, (len(keys), steps)).mean(1)
     return keys[:, 0].float() * mean
