@@ -24,7 +24,7 @@ from editkit.files import write_text
 from editkit.handle import ModelHandle
 from editkit.held_out import dice, spread
 from editkit.models import cache_folder
-from editkit.operators import Guarding, Preset, candidates, each, operator_class, preset_for
+from editkit.operators import Guarding, Preset, candidates, each, operator_class, preset_for, with_what_ends
 from editkit.patch import Patch
 from editkit.scoring import score_pairs
 from editkit.settings import build, merged
@@ -80,7 +80,7 @@ def auto_preset(
     InputError where nothing of the operator can be searched, MethodError where under no candidate an edit takes. Of a
     guard the settings of the operator within are searched.
     """
-    fixed = fixed or {}
+    fixed = with_what_ends(operator_class(name)[1], fixed or {})
     start, grid = _start(name, handle, fixed)
     open_to = {
         setting: values for setting, values in grid.items() if not _stands_in(fixed, setting) and len(values) > 1

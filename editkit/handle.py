@@ -297,16 +297,20 @@ class ModelHandle:
         state.update(f"{self.tokenizer.padding_side} {self.attention_implementation} {self.prompt_rewrites}".encode())
         return state.hexdigest()
 
+    @property
+    def only_weights(self) -> bool:
+        """Whether all that is on the model is a change of its weights, so that a checkpoint holds it."""
+        return not self.prompt_rewrites and all(isinstance(patch, WeightPatch) for patch in self.patches)
+
     def save(self, folder: Path) -> None:
         """Write the model as it is now as a normal transformers checkpoint (safetensors), whole or not at all.
 
         An older checkpoint in `folder` is replaced; a folder that holds anything else is refused (InputError).
         """
-        if self.prompt_rewrites or any(_lives_outside_weights(p) for p in self.patches):
-            raise PatchError("a patch on this model is no change of weights and cannot be saved as a checkpoint")
+        if not self.only_weights:
+            raise PatchError(
+                "a patch on this model is no change of weights and cannot be saved as a checkpoint; save the patches "
+                "themselves, and apply them to the model where it is used"
+            )
         with atomic_folder(Path(folder), mark="config.json") as temporary:
             save_model(self.model, self.tokenizer, temporary)
-
-
-def _lives_outside_weights(patch: Patch) -> bool:
-    return not isinstance(patch, WeightPatch)

@@ -184,7 +184,7 @@ class NullSpace:
         if not (inside.norm(dim=0) > LEAST_INSIDE * keys.double().norm(dim=0)).all():
             raise SolveError(
                 "the key of a fact lies outside the null space of the layer's usual keys, so nothing may be changed "
-                "for it; raise the threshold, or edit at another layer"
+                "for it; let more directions be free (threshold or directions), or edit at another layer"
             )
         self._hold(past)
         before = self._inside.value  # (L₂ I + K̂_p K̂_pᵀ)⁻¹ K̂

@@ -191,12 +191,19 @@ def configured(name: str, handle: ModelHandle, overrides: Mapping[str, Any] | No
     that guards another also the other's."""
     _, kind = operator_class(name)
     preset = preset_for(name, handle)
-    operator = build(kind, merged(preset.settings, overrides or {}))
+    operator = build(kind, merged(preset.settings, with_what_ends(kind, overrides or {})))
     if not isinstance(operator, Guarding):
         return operator, preset.source
     of = settings_of(operator)["of"]
     _, other = configured(of["name"], handle, of["settings"])
     return operator, f"{preset.source}; of {of['name']}: {other}"
+
+
+def with_what_ends(kind: type[Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """A user's settings, and those that a preset may hold and that one of them puts out of force: of two that say one
+    thing in two ways the user's counts. An operator names them in `ends`: {"threshold": {"directions": 0.0}}."""
+    ends: Mapping[str, Mapping[str, Any]] = getattr(kind, "ends", {})
+    return {key: value for name in given for key, value in ends.get(name, {}).items()} | dict(given)
 
 
 def _tables(name: str) -> list[dict[str, Any]]:

@@ -20,7 +20,7 @@ from editkit.errors import MethodError
 from editkit.facts import Edit
 from editkit.handle import ModelHandle
 from editkit.moments import MomentSettings, kept
-from editkit.operators import Confined, Guarding, each_that_can
+from editkit.operators import EDITS, Confined, Guarding, candidates, each_that_can
 from editkit.patch import Patch
 from editkit.problems import Problem, problems
 from editkit.scope import Scope
@@ -123,7 +123,8 @@ def plan(
     for place, text in _refused(handle, operator, [edits[place] for place in rest], seed, progress):
         found.append(Problem(rest[place], text, True))
     if patches:
-        found += _in_vain(handle, patches[-1], [edits[place] for place in good if place not in refused][: len(patches)])
+        made = [edits[place] for place in good if place not in refused][: len(patches)]
+        found += _in_vain(handle, operator, patches[-1], made)
     if moved is not None and moved[1] > LARGE_CHANGE:
         found.append(Problem(None, _too_far(handle, len(edits), *moved), False))
     return Plan(
@@ -195,7 +196,7 @@ def _moved(handle: ModelHandle, operator: Any, patches: Sequence[Patch], edits: 
     return min(math.hypot(below, least), bound), min(most, bound)
 
 
-def _in_vain(handle: ModelHandle, patch: Patch, edits: Sequence[Edit]) -> Iterator[Problem]:
+def _in_vain(handle: ModelHandle, operator: Any, patch: Patch, edits: Sequence[Edit]) -> Iterator[Problem]:
     """A trial that brought the new object at none of its edits' own prompts."""
     pairs = [(edit.fact.text, edit.target_new) for edit in edits]
     before = score_pairs(handle, pairs)
@@ -203,13 +204,20 @@ def _in_vain(handle: ModelHandle, patch: Patch, edits: Sequence[Edit]) -> Iterat
         after = score_pairs(handle, pairs)
     if not any(score.argmax for score in after):
         old, new = (math.exp(scores[0].mean) for scores in (before, after))
+        search = "search some with --preset auto, or " if searched(handle, operator) else ""
         yield Problem(
             None,
             f"the trial did not take: p({edits[0].target_new!r}) at {edits[0].fact.text!r} went from {old:.2g} to "
-            f"{new:.2g} a token, and the model says something else. The settings may not suit this model: search some "
-            "with --preset auto, or let the operator change more",
+            f"{new:.2g} a token, and the model says something else. The settings may not suit this model: {search}let "
+            "the operator change more",
             False,
         )
+
+
+def searched(handle: ModelHandle, operator: Any) -> bool:
+    """Whether --preset auto has something to try for an operator, or for the one that it guards."""
+    names = [getattr(part, "name", "") for part in _parts(handle, operator)]
+    return any(name in EDITS and candidates(name, handle) for name in names)
 
 
 def _too_far(handle: ModelHandle, edits: int, least: float, most: float) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,9 @@ from editkit.facts import SLOT, fill
 
 NO_SPACE_BEFORE = tuple(".,;:!?)]}'\"’”\n\t ")
 NO_SPACE_AFTER = tuple(" \n\t([{\"'“‘")
+WITHOUT_SPACES = re.compile(  # scripts: Thai, Lao, Burmese, Khmer, Chinese and Japanese, and their punctuation
+    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3000-\u30ff\u3400-\u9fff\uf900-\ufaff\uff00-\uffef]"
+)
 
 
 class PromptTooLong(InputError):
@@ -22,8 +26,10 @@ class PromptTooLong(InputError):
 
 
 def join(prompt: str, target: str) -> str:
-    """Prompt and target as running text: one space between, unless either side already has what parts them."""
+    """Prompt and target as running text: one space between, unless either side already has what parts them or both are
+    of a script that knows no spaces."""
     glued = prompt.endswith(NO_SPACE_AFTER) or target.startswith(NO_SPACE_BEFORE)
+    glued = glued or bool(WITHOUT_SPACES.match(prompt[-1:]) and WITHOUT_SPACES.match(target))
     return prompt + target if glued else f"{prompt} {target}"
 
 

@@ -15,9 +15,9 @@ from editkit.entries import Entry
 from editkit.errors import InputError, MethodError
 from editkit.facts import ForgetRequest, Record
 from editkit.handle import ModelHandle
-from editkit.operators import candidates, each_that_can
+from editkit.operators import each_that_can
 from editkit.patch import Patch, WeightPatch, load_patch
-from editkit.preflight import LARGE_CHANGE
+from editkit.preflight import LARGE_CHANGE, searched
 from probes.ask import Job, MemoryStore, run_probes
 from probes.kinds import PROBES, Context
 from probes.metrics import summarise
@@ -29,13 +29,14 @@ from reports.outlook import LONG, check_own
 from reports.planning import show_plan
 from reports.present import clean
 from reports.saving import PATCH_FILE, check_save, save_change
-from reports.spec import AuditSpec
+from reports.spec import AuditSpec, OperatorPart
 from reports.watch import Watch
 from reports.wording import CLASSES, metric_title, named, plural, probe_title, told, variant_title
 
 
 def plan(spec: AuditSpec, watch: Watch, *, on: Sequence[Path] = (), without: Sequence[str] = ()) -> None:
     """Say what editing all facts would take, and what stands against it; nothing is saved."""
+    _check_task(spec, "edit")
     case = _Opened.of("edit", spec, watch, on=on, without=without)
     operator, source = case.operator()
     show_plan(case.handle, operator, source, case.records, spec.seed, watch)
@@ -58,9 +59,7 @@ def change(
     the operator finds no edit for are passed over, and the patch says so in its notes. What cannot be saved is refused
     before a model is loaded. Exit code 0 says that it was saved, not that it took.
     """
-    [part] = spec.operators
-    if part.task != task:
-        raise InputError(f"{part.name!r} is an operator for `editkit {part.task}`; `editkit list operators` shows all")
+    part = _check_task(spec, task)
     check_save(save, spec, overwrite=overwrite)
     case = _Opened.of(task, spec, watch, on=on, without=without)
     operator, source = case.operator()
@@ -81,12 +80,20 @@ def change(
         (
             f"{part.name} ({source}) on {plural(len(case.records), 'fact')}: {save}",
             *_moved(case.handle, patch),
-            *_patch_alone(patch),
+            *_patch_alone(patch, case.handle),
             *case.which(),
             took(task, verdicts),
             *(case.hint() if not _taken(task, verdicts) else ()),
         )
     )
+
+
+def _check_task(spec: AuditSpec, task: str) -> OperatorPart:
+    """The spec's one operator. Raises InputError for one of the other command."""
+    [part] = spec.operators
+    if part.task != task:
+        raise InputError(f"{part.name!r} is an operator for `editkit {part.task}`; `editkit list operators` shows all")
+    return part
 
 
 def _print(lines: Iterable[str]) -> None:
@@ -177,7 +184,7 @@ class _Opened:
     def hint(self) -> Iterator[str]:
         """What may help where the operator's settings do not suit the model."""
         [part] = self.spec.operators
-        if part.task == "edit" and part.preset == "published" and candidates(part.name, self.handle):
+        if part.task == "edit" and part.preset == "published" and searched(self.handle, self.operator()[0]):
             yield f"The settings may not suit this model: --preset auto searches some for {part.name} on it."
 
 
@@ -226,9 +233,11 @@ def _moved(handle: ModelHandle, patch: Patch) -> Iterator[str]:
             yield "That is so far that the model forgets what it knew besides; see norm_bound, prune and rect."
 
 
-def _patch_alone(patch: Patch) -> Iterator[str]:
-    if not isinstance(patch, WeightPatch):
-        yield f"The weights stay as they are, so the folder holds the patch alone ({PATCH_FILE}) and no checkpoint."
+def _patch_alone(patch: Patch, handle: ModelHandle) -> Iterator[str]:
+    own = isinstance(patch, WeightPatch)
+    if not own or not handle.only_weights:
+        why = "A patch below this one is no change of weights" if own else "The weights stay as they are"
+        yield f"{why}, so the folder holds the patch alone ({PATCH_FILE}) and no checkpoint."
 
 
 def _records(

@@ -14,11 +14,12 @@ from editkit.preflight import Plan, plan
 from editkit.problems import Problem, problems
 from editkit.wide import working_dtype
 from reports.choose import in_order
+from reports.present import clean
 from reports.record import part
 from reports.spec import AuditSpec
 from reports.trial import Session, Trial
 from reports.watch import Watch
-from reports.wording import NAMED, arms_told, plural
+from reports.wording import NAMED, arms_told, named, plural
 
 GIB = 2**30
 LONG = 20  # facts: of so many the first two are tried beforehand, to tell what all will take
@@ -38,7 +39,13 @@ def check(handle: ModelHandle, records: Sequence[EditRecord], watch: Watch, *, o
 def check_own(handle: ModelHandle, base: FactBase, spec: AuditSpec, watch: Watch, *, one_by_one: bool) -> None:
     """`check` of a user's own facts: those that are shipped are known to be good."""
     if is_file(spec.facts.source):
-        records = [EditRecord(entry.id, base.edit(entry, seed=spec.seed)) for entry in in_order(base, spec)]
+        entries = in_order(base, spec)
+        if drawn := [entry for entry in entries if entry.target_new is None]:
+            watch.say(
+                f"No target_new for {named(drawn)}: by the seed another object of the relation is drawn for each; name "
+                "one in the file to have it your way"
+            )
+        records = [EditRecord(entry.id, base.edit(entry, seed=spec.seed)) for entry in entries]
         check(handle, records, watch, one_by_one=one_by_one)
 
 
@@ -96,9 +103,18 @@ def plan_rows(
     handle: ModelHandle, source: str, facts: str, found: Plan, records: Sequence[EditRecord]
 ) -> list[tuple[str, str]]:
     """All that a plan says, and what speaks against it."""
-    rows = [("settings from", source), ("facts", facts), *_rows(handle, found)]
+    rows = [("settings from", source), ("facts", facts), *_first(records), *_rows(handle, found)]
     rows += [("mind", with_ids(problem, records)) for problem in found.problems]
     return [(name, text) for name, text in rows if text]
+
+
+def _first(records: Sequence[Any]) -> Iterator[tuple[str, str]]:
+    """What the first facts are changed to."""
+    edits = [record.edit for record in records if isinstance(record, EditRecord)]
+    for edit in edits[:NAMED]:
+        yield "edit", clean(f"{edit.fact.text} {edit.fact.object} → {edit.target_new}")
+    if len(edits) > NAMED:
+        yield "", f"and {len(edits) - NAMED:,} more"
 
 
 def with_ids(problem: Problem, records: Sequence[EditRecord]) -> str:

@@ -10,7 +10,7 @@ from rich.text import Text
 from editkit.errors import InputError
 from editkit.handle import ModelHandle
 from editkit.interference import Moved, Neighbour, Removal, removal
-from editkit.patch import load_patch
+from editkit.patch import WeightPatch, load_patch
 from reports.console import out, table
 from reports.spec import AuditSpec
 from reports.watch import Watch
@@ -31,6 +31,12 @@ def remove(
     if files.count(which) != 1:
         raise InputError(f"--take-out {which} must be one of the patches, named once; given are {_listed(files)}")
     patches, place = [load_patch(file) for file in files], files.index(which)
+    left = {file: patch for file, patch in zip(files, patches, strict=True) if file != which}
+    if save is not None and (others := [file for file, patch in left.items() if not isinstance(patch, WeightPatch)]):
+        raise InputError(
+            f"{_listed(others)}: no change of weights, so no checkpoint can hold what is left; leave --save out, and "
+            "give the patches that stay with --on"
+        )
     watch.phase(f"Loading {spec.model.name}")
     handle = ModelHandle.load(spec.model.name, spec.model.options())
     handle.waive(*without)
@@ -43,7 +49,9 @@ def remove(
         watch.phase("Saving")
         handle.remove(place)
         handle.save(save)
-        out.print(Text(f"The model with the other {plural(len(files) - 1, 'patch')}: {save}"), soft_wrap=True)
+        out.print(
+            Text(f"The model with the other {plural(len(files) - 1, 'patch', 'patches')}: {save}"), soft_wrap=True
+        )
 
 
 def _listed(files: Sequence[Path]) -> str:

@@ -8,7 +8,7 @@ from editkit.data import is_file
 from editkit.errors import InputError, UnableError
 from editkit.files import atomic_folder, check_writable
 from editkit.handle import ModelHandle
-from editkit.patch import Patch, WeightPatch
+from editkit.patch import Patch
 from reports.spec import AuditSpec
 
 PATCH_FILE = "editkit_patch.safetensors"
@@ -40,9 +40,9 @@ def check_save(save: Path, spec: AuditSpec, *, overwrite: bool = False) -> None:
 
 
 def save_change(handle: ModelHandle, patch: Patch, save: Path) -> None:
-    """The patch, and the checkpoint of the patched model where the change is one of weights."""
+    """The patch, and the checkpoint of the patched model where all that is on it is a change of weights."""
     with handle.patched(patch), atomic_folder(save, mark=PATCH_FILE) as folder:
-        if isinstance(patch, WeightPatch):
+        if handle.only_weights:
             handle.save(folder / "model")
             for file in (folder / "model").iterdir():
                 file.rename(folder / file.name)

@@ -38,6 +38,10 @@ class Contexts:
     lengths: tuple[int, ...] = (5, 10)
     each: int = 10
 
+    def __post_init__(self) -> None:
+        if self.each < 0 or any(length < 1 for length in self.lengths):
+            raise InputError(f"{self} needs each >= 0 (0: the prompt alone) and lengths of at least one token")
+
     def before(self, handle: ModelHandle, seed: int) -> list[str]:
         """What stands before the prompt; the first is ""."""
         plans = [TextPlan(self.each, length, seed, CONTEXT_TOP_K) for length in self.lengths if self.each]

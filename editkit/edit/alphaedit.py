@@ -26,7 +26,7 @@ from typing import Any, ClassVar
 from editkit.edit._many_layers import ManyLayers
 from editkit.edit._spread import Keys, Solve
 from editkit.errors import InputError
-from editkit.linalg import NullSpace, null_space
+from editkit.linalg import NullSpace, SolveError, null_space
 from editkit.moments import Moment, spectrum
 from editkit.operators import EDITS
 
@@ -35,11 +35,12 @@ from editkit.operators import EDITS
 @dataclass(frozen=True, slots=True)
 class AlphaEdit(ManyLayers):
     """`threshold`: directions with a second moment below it are free; `directions`, above 0: that share of them, those
-    with the least, instead. The more are free, the more the edit takes and the less what must stay is kept. `ridge`:
-    L₂, on the scale of a key's squared norm: larger keeps the update smaller. `layers`, `target`, `contexts`, `moments`
-    and `batch` are those of `ManyLayers`."""
+    with the least, instead (a preset's goes out of force where `threshold` is set). The more are free, the more the
+    edit takes and the less what must stay is kept. `ridge`: L₂, on the scale of a key's squared norm: larger keeps the
+    update smaller. `layers`, `target`, `contexts`, `moments` and `batch` are those of `ManyLayers`."""
 
     name: ClassVar[str] = "alphaedit"
+    ends: ClassVar[Mapping[str, Mapping[str, Any]]] = {"threshold": {"directions": 0.0}}
     threshold: float = 2e-2
     directions: float = 0.0
     ridge: float = 10.0
@@ -51,8 +52,8 @@ class AlphaEdit(ManyLayers):
 
     def solver(self, moments: Mapping[int, Moment], memo: dict[str, Any]) -> tuple[Solve, dict[str, Any]]:
         spaces = memo[self.name] = {
-            each: memo.get(self.name, {}).get(each) or self._space(moment)
-            for each, moment in ((self._about(moment), moment) for moment in moments.values())
+            each: memo.get(self.name, {}).get(each) or self._space(layer, moment)
+            for each, layer, moment in ((self._about(moment), layer, moment) for layer, moment in moments.items())
         }
 
         def solve(layer: int, keys: Keys, residuals: Any, past: Sequence[Keys]) -> Any:
@@ -64,7 +65,15 @@ class AlphaEdit(ManyLayers):
         """All that a null space depends on."""
         return moment.key, self.threshold, self.directions, self.ridge
 
-    def _space(self, moment: Moment) -> NullSpace:
+    def _space(self, layer: int, moment: Moment) -> NullSpace:
         values, vectors = spectrum(moment)
-        bound = float(values[int(self.directions * len(values))]) if self.directions else self.threshold
-        return NullSpace(null_space(values, vectors, threshold=bound), self.ridge)
+        if self.directions and not (free := int(self.directions * len(values))):
+            raise SolveError(
+                f"cannot edit layer {layer}: directions {self.directions:g} of {len(values)} is not one direction, so "
+                "the edit would change nothing; raise directions"
+            )
+        bound = float(values[free]) if self.directions else self.threshold
+        try:
+            return NullSpace(null_space(values, vectors, threshold=bound), self.ridge)
+        except SolveError as error:
+            raise SolveError(f"cannot edit layer {layer}: {error}") from None

@@ -76,14 +76,19 @@ def texts(value: Any, what: str, parts: bool) -> tuple[str, ...]:
 
 
 def slotted(template: str, subject: str, what: str) -> str:
-    """`template` with one "{}": its own, or the one place where the subject is written out."""
-    slots = template.count(SLOT)
-    written = occurrences(template, subject)
-    if slots + len(written) == 1:
-        return template if slots else template[: written[0]] + SLOT + template[written[0] + len(subject) :]
-    if slots + len(written) == 0:
-        raise FieldError(f"subject {subject!r} does not stand in {what} {template!r}; write it there once, or '{{}}'")
-    raise FieldError(f"the subject's place stands {slots + len(written)} times in {what} {template!r}; it must be one")
+    """`template` with one "{}": its own, wherever else the subject is written, or the one place where it is."""
+    slots, written = template.count(SLOT), occurrences(template, subject)
+    if slots == 1:
+        return template
+    if not slots and len(written) == 1:
+        return template[: written[0]] + SLOT + template[written[0] + len(subject) :]
+    if slots:
+        raise FieldError(f"{what} {template!r} has {slots} '{{}}'; it must have one, the place that counts")
+    if written:
+        raise FieldError(
+            f"subject {subject!r} stands {len(written)} times in {what} {template!r}; write '{{}}' where it counts"
+        )
+    raise FieldError(f"subject {subject!r} does not stand in {what} {template!r}; write it there once, or '{{}}'")
 
 
 def number(value: Any, what: str) -> float:

@@ -49,6 +49,11 @@ def test_prompt_and_target_together_are_the_running_text(prompt, target, tokeniz
         ("It is ", "red", "It is red"),
         ("It is", ", they say", "It is, they say"),
         ("A (", "b", "A (b"),
+        ("日本の首都は", "東京", "日本の首都は東京"),
+        ("それは、", "東京", "それは、東京"),
+        ("Japan's capital is", "東京", "Japan's capital is 東京"),
+        ("日本の首都は", "Tokyo", "日本の首都は Tokyo"),
+        ("일본의 수도는", "도쿄", "일본의 수도는 도쿄"),
     ],
 )
 def test_one_space_between_unless_there_is_a_border(prompt, target, text):

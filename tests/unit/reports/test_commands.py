@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from editkit.data import DataError
 from editkit.entries import Entry
-from editkit.errors import MethodError, UnableError
+from editkit.errors import InputError, MethodError, UnableError
 from editkit.facts import Fact
 from editkit.handle import ModelHandle
 from editkit.operators import EDITS, configured
@@ -34,6 +34,14 @@ from reports.watch import Silent
 from reports.wording import named
 
 FACT = {"subject": "France", "relation": "capital", "object": "Paris", "target_new": "Rome", "prompt": "The capital of {} is"}  # fmt: skip
+
+
+class Telling(Silent):
+    def __init__(self):
+        self.said = []
+
+    def say(self, text):
+        self.said.append(text)
 
 
 @pytest.fixture(scope="module")
@@ -355,6 +363,39 @@ def test_a_change_that_is_none_of_weights_is_saved_as_its_patch_alone(ground, tm
         change("edit", spec_of(ground, "ike"), tmp_path / "saved", Silent())
     assert [file.name for file in (tmp_path / "saved").iterdir()] == [PATCH_FILE]
     assert "holds the patch alone" in said.get()
+
+
+def test_a_change_on_top_of_one_outside_the_weights_is_not_lost(ground, tmp_path, monkeypatch):
+    monkeypatch.setenv("EDITKIT_CACHE", str(ground / "cache"))
+    monkeypatch.setattr(out, "width", 200)
+    change("edit", spec_of(ground, "ike"), tmp_path / "ike", Silent())
+    below = tmp_path / "ike" / PATCH_FILE
+    with out.capture() as said:
+        change("edit", spec_of(ground, "ft_m"), tmp_path / "saved", Silent(), on=[below])
+    assert [file.name for file in (tmp_path / "saved").iterdir()] == [PATCH_FILE]
+    assert "A patch below this one is no change of weights, so the folder holds the patch alone" in said.get()
+    files = [below, tmp_path / "saved" / PATCH_FILE]
+    with pytest.raises(InputError, match="ike.*no change of weights.*leave --save out, and give the patches that stay"):
+        remove(spec_of(ground), files, files[1], tmp_path / "left", Silent())
+
+
+def test_a_plan_of_an_unlearner_is_refused_in_a_line(ground):
+    with pytest.raises(InputError, match="'npo' is an operator for `editkit unlearn`"):
+        plan(spec_of(ground, "npo"), Silent())
+
+
+def test_a_plan_shows_what_the_facts_are_changed_to_and_says_which_of_it_was_drawn(four, tmp_path, capsys):
+    watch = Telling()
+    plan(four(), watch)
+    told = capsys.readouterr().out
+    assert all(f"{old} → Cairo" in told for _, old in CAPITALS) and not any(
+        "No target_new" in text for text in watch.said
+    )
+    rows = [json.loads(line) for line in (tmp_path / "four.jsonl").read_text().splitlines()]
+    del rows[0]["target_new"]
+    (tmp_path / "four.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    plan(four(), watch)
+    assert any(text.startswith(f"No target_new for {CAPITALS[0][0]} (four/1): ") for text in watch.said)
 
 
 def test_a_removal_says_in_words_why_there_is_no_overlap_and_how_to_go_on(ground, tmp_path, monkeypatch):

@@ -18,6 +18,7 @@ from editkit.edit.r_rome import RROME
 from editkit.errors import InputError
 from editkit.linalg import SolveError
 from editkit.moments import MomentSettings, second_moments
+from editkit.operators import configured
 from editkit.patch import DenseDelta, WeightPatch, load_patch
 
 SEARCH = TargetSearch(steps=6, learning_rate=0.05, clamp=100.0, weight_decay=0.0, stop_below=0.0)
@@ -207,9 +208,26 @@ def test_settings_that_mean_nothing_are_refused(make, message):
         make()
 
 
-def test_an_empty_null_space_names_the_way_out(handle):
-    with pytest.raises(SolveError, match="so the edit would change nothing; raise the threshold"):
-        AlphaEdit((1,), SEARCH, ALONE, MOMENTS, threshold=1e-30)(handle, ENDING[:1], seed=0)
+@pytest.mark.parametrize(
+    ("setting", "way_out"), [({"threshold": 1e-30}, "raise the threshold"), ({"directions": 1e-3}, "raise directions")]
+)
+def test_an_empty_null_space_names_the_way_out(handle, setting, way_out):
+    with pytest.raises(SolveError, match=f"cannot edit layer 1: .*so the edit would change nothing; {way_out}"):
+        AlphaEdit((1,), SEARCH, ALONE, MOMENTS, **setting)(handle, ENDING[:1], seed=0)
+
+
+def test_a_threshold_puts_the_presets_share_of_directions_out_of_force(handle):
+    assert configured("alphaedit", handle)[0].directions > 0
+    chosen = configured("alphaedit", handle, {"threshold": 1e-30})[0]
+    assert (chosen.threshold, chosen.directions) == (1e-30, 0.0)
+    assert configured("alphaedit", handle, {"threshold": 1.0, "directions": 0.5})[0].directions == 0.5
+    assert configured("alphaedit", handle, {"ridge": 1.0})[0].directions > 0
+
+
+@pytest.mark.parametrize("settings", [{"each": -1}, {"lengths": (0,)}])
+def test_contexts_that_cannot_be_are_refused(settings):
+    with pytest.raises(InputError, match="lengths of at least one token"):
+        Contexts(**settings)
 
 
 def test_no_edits_are_refused(handle):

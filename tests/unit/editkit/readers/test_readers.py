@@ -182,7 +182,7 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     ("slot in subject", FRANCE | {"subject": "Fr{}"}, "take it out"),
     ("subject absent", TOWER | {"prompt": "The tower is in"}, "'Eiffel Tower' does not stand in prompt"),
     ("subject twice", TOWER | {"prompt": "Eiffel Tower, the Eiffel Tower, is in"}, "stands 2 times"),
-    ("slot and subject", TOWER | {"prompt": "{} or Eiffel Tower is in"}, "stands 2 times"),
+    ("two slots", TOWER | {"prompt": "{} or {} is in"}, "has 2 '{}'; it must have one"),
     (
         "part of a word",
         FRANCE | {"subject": "Niger", "prompt": "The capital of Nigeria is"},
