@@ -111,6 +111,22 @@ class Confined(Protocol):
 
 
 @runtime_checkable
+class Aside(Protocol):
+    """An edit operator that leaves the weights as they are, and says what it adds instead."""
+
+    def adds(self, handle: ModelHandle) -> str: ...
+
+
+@runtime_checkable
+class Preparing(Protocol):
+    """An edit operator that makes something before its first edit on a model, which takes long and is then kept."""
+
+    def lacks(self, handle: ModelHandle, edits: Sequence[Edit]) -> str:
+        """What that is, or "" where it is there."""
+        ...
+
+
+@runtime_checkable
 class Guarding(Protocol):
     """An operator that tames what another one changes: its setting `of` has that one's `name` and `settings`."""
 

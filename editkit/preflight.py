@@ -20,7 +20,7 @@ from editkit.errors import MethodError
 from editkit.facts import Edit
 from editkit.handle import ModelHandle
 from editkit.moments import MomentSettings, kept
-from editkit.operators import EDITS, Confined, Guarding, candidates, each_that_can
+from editkit.operators import EDITS, Aside, Confined, Guarding, candidates, each_that_can
 from editkit.patch import Patch
 from editkit.problems import Problem, problems
 from editkit.scope import Scope
@@ -71,16 +71,18 @@ class Plan:
     """What will be changed, and what it takes. Times in seconds, sizes in bytes; None where nothing was tried.
 
     `changed` of `parameters` numbers of the model lie in the matrices `touches`, none for an operator that does not
-    say. `moments`: layers whose second moment is needed, and whether it is kept. `once` is what the first edit took
-    more than one of two together, `each` what that took; many edits in one change take less. `memory` is the most on
-    the model's device: the peak of this process so far, the trial among it, and what the other edits add to the patch
-    and to the copies it needs. On a GPU, where many edits are searched at once, it can be more. `moved` is the norm of
-    the sum, with the patches that are on the model, beside that of the weights without any: at the least as if each
-    edit went its own way, at the most as if all updates, one on top of the other, went the same.
+    say; `adds` is what one adds that leaves the weights as they are, or "". `moments`: layers whose second moment is
+    needed, and whether it is kept. `once` is what the first edit took more than one of two together, `each` what that
+    took; many edits in one change take less. `memory` is the most on the model's device: the peak of this process so
+    far, the trial among it, and what the other edits add to the patch and to the copies it needs. On a GPU, where many
+    edits are searched at once, it can be more. `moved` is the norm of the sum, with the patches that are on the model,
+    beside that of the weights without any: at the least as if each edit went its own way, at the most as if all
+    updates, one on top of the other, went the same.
     """
 
     edits: int
     touches: tuple[str, ...]
+    adds: str
     changed: int
     parameters: int
     moments: dict[int, bool]
@@ -130,6 +132,7 @@ def plan(
     return Plan(
         len(edits),
         names,
+        operator.adds(handle) if isinstance(operator, Aside) else "",
         sum(handle.parameter(name).numel() for name in names),
         sum(parameter.numel() for parameter in handle.model.parameters()),
         _moments(handle, operator, names),

@@ -10,6 +10,7 @@ from editkit.data import FactBase, is_file
 from editkit.errors import InputError, MethodError
 from editkit.facts import Edit, EditRecord
 from editkit.handle import ModelHandle
+from editkit.operators import Preparing
 from editkit.preflight import Plan, plan
 from editkit.problems import Problem, problems
 from editkit.wide import working_dtype
@@ -89,6 +90,8 @@ def planned(
     def tell(what: str, done: int, total: int) -> None:
         watch.step(0, note=f"{what} {done}/{total}")
 
+    if trial and isinstance(operator, Preparing) and (lacking := operator.lacks(handle, edits)):
+        watch.say(lacking)
     try:
         return plan(handle, operator, edits, seed=seed, trial=trial, together=together, progress=tell)
     except MethodError as error:
@@ -142,7 +145,7 @@ def _precision(handle: ModelHandle) -> str:
 
 def _changes(found: Plan) -> str:
     if not found.touches:
-        return "not said before it is done"
+        return found.adds or "not said before it is done"
     return f"{_few(found.touches)}: {found.changed:,} of {found.parameters:,} numbers"
 
 

@@ -71,6 +71,10 @@ class GRACE:
         if self.radius < 0 or self.learning_rate <= 0 or self.steps < 1:
             raise InputError(f"{self} needs radius >= 0, learning_rate > 0 and steps >= 1")
 
+    def adds(self, handle: ModelHandle) -> str:
+        """What it adds instead of changing weights, for a plan."""
+        return f"no weights: keys and values beside {handle.weight_name('mlp_out', self.layer)}"
+
     @computed_in_float32
     def __call__(
         self, handle: ModelHandle, edits: Sequence[Edit], *, seed: int, progress: Progress | None = None

@@ -63,6 +63,10 @@ class IKE:
             raise InputError(f"most_facts is {self.most_facts}; it is at least 1")
         drawn(self.lessons, self.demonstrations, 0)
 
+    def adds(self, handle: ModelHandle) -> str:
+        """What it adds instead of changing weights, for a plan."""
+        return "no weights: the new fact is put before prompts"
+
     def __call__(
         self, handle: ModelHandle, edits: Sequence[Edit], *, seed: int, progress: Progress | None = None
     ) -> InContextPatch:

@@ -135,6 +135,15 @@ class MEND:
         names, first = self.touches(handle), min(self.layers)
         return fit_network(handle, names, first, lessons, self.fitting, seed=seed, progress=progress)
 
+    def lacks(self, handle: ModelHandle, edits: Sequence[Edit]) -> str:
+        """What must be made first, once for a model, and takes long; "" where it is there."""
+        courses = [] if self.weights else dict.fromkeys(course_for(edit.fact.subject) for edit in edits)
+        missing = sum(not self._kept_in(handle, course)[1].is_file() for course in courses)
+        if not missing:
+            return ""
+        times = f", {missing} times" if missing > 1 else ""
+        return f"mend's networks for this model are trained first{times}, on {self.fitting.facts} built-in facts"
+
     def _networks(self, handle: ModelHandle, edits: Sequence[Edit], progress: Progress | None) -> list[Network]:
         """For each edit the networks that make it."""
         if self.weights:
@@ -154,20 +163,23 @@ class MEND:
         return at_hand[what]
 
     def _kept(self, handle: ModelHandle, course: Course, progress: Progress | None) -> Network:
-        seed = self.fitting.seed
-        lessons = lessons_of(handle, records_of(course, self.fitting.facts, seed))
-        file = _file(key_of(handle, self.touches(handle), lessons, self.fitting, seed))
+        lessons, file = self._kept_in(handle, course)
         if file.is_file():
             try:
                 return load_network(file, handle, self.touches(handle))
             except InputError as error:
                 warnings.warn(f"{error}; training anew", stacklevel=6)
-        network = self._fitted(handle, lessons, seed, progress)
+        network = self._fitted(handle, lessons, self.fitting.seed, progress)
         try:
             network.save(file)
         except OSError as error:
             warnings.warn(f"cannot keep mend's networks in {file.parent} ({error}); set EDITKIT_CACHE", stacklevel=6)
         return network
+
+    def _kept_in(self, handle: ModelHandle, course: Course) -> tuple[list[Lesson], Path]:
+        """What networks are trained on, and the file that keeps them."""
+        lessons = lessons_of(handle, records_of(course, self.fitting.facts, self.fitting.seed))
+        return lessons, _file(key_of(handle, self.touches(handle), lessons, self.fitting, self.fitting.seed))
 
     def _made(
         self, handle: ModelHandle, edits: Sequence[Edit], networks: Sequence[Network], progress: Progress | None

@@ -59,6 +59,10 @@ class SERAC:
         if self.pairs < 1:
             raise InputError(f"pairs is {self.pairs}; it is at least 1")
 
+    def adds(self, handle: ModelHandle) -> str:
+        """What it adds instead of changing weights, for a plan."""
+        return "no weights: the new fact is put before prompts in its learned scope"
+
     def __call__(
         self, handle: ModelHandle, edits: Sequence[Edit], *, seed: int, progress: Progress | None = None
     ) -> InScopePatch:

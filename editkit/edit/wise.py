@@ -119,6 +119,10 @@ class WISE:
         if not (0 <= self.share < 1 and 0 < self.mask <= 1 and 0 < self.density <= 1):
             raise InputError(f"{self} needs 0 <= share < 1, 0 < mask <= 1 and 0 < density <= 1")
 
+    def adds(self, handle: ModelHandle) -> str:
+        """What it adds instead of changing weights, for a plan."""
+        return f"no weights: a second {handle.weight_name('mlp_out', self.layer)} beside the first"
+
     @computed_in_float32
     def __call__(
         self, handle: ModelHandle, edits: Sequence[Edit], *, seed: int, progress: Progress | None = None

@@ -34,7 +34,9 @@ from editkit.handle import ModelHandle
 from editkit.operators import EDITS, configured
 from editkit.patch import WeightPatch
 from editkit.scoring import score_pairs
+from editkit.settings import settings_of
 from probes.estimate import proportion
+from reports.environment import environment
 
 LEFT_OUT = ("easyeditor",)  # three hundred of its edits are two hours
 STOPS = (1, 10, 30, 100, 300, 1000)
@@ -55,9 +57,11 @@ def main() -> None:
     records, others, known = _facts(handle, given.edits)
     rows = []
     for name in given.operators:
-        own = []
+        own, (operator, source) = [], configured(name, handle)
+        made = {"settings": settings_of(operator), "settings_source": source, "environment": dict(environment(handle))}
         for row in _sequence(handle, name, records, others, given.batch):
             row |= {"batch": given.batch, "known": sum(known[: row["edits"]]), "threads": torch.get_num_threads()}
+            row |= made
             own.append(row | {"day": datetime.now(UTC).date().isoformat()})
             print(json.dumps(row), flush=True)  # what there is so far, should it be killed
             if given.out:

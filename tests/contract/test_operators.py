@@ -23,7 +23,7 @@ from training_examples import FORGET, REQUEST, RETAIN
 from editkit.errors import MethodError, UnableError
 from editkit.facts import Edit, Fact, ForgetRequest
 from editkit.handle import ModelHandle
-from editkit.operators import EDITS, UNLEARNERS, Confined, configured, each
+from editkit.operators import EDITS, UNLEARNERS, Aside, Confined, configured, each
 from editkit.patch import PromptPatch, WeightPatch
 from editkit.scope import Scope
 from editkit.scoring import score_pairs
@@ -187,6 +187,14 @@ def test_only_parameters_in_scope_are_touched(name, layout):
     patch = weights_of(patch_of(name, layout)[0])
     assert patch.deltas
     assert set(patch.deltas) <= set(may_touch(operator_for(name, layout), handle_for(layout)))
+
+
+@CASES
+def test_a_plan_can_say_what_is_changed_or_added(name, layout):
+    operator, patch = operator_for(name, layout), patch_of(name, layout)[0]
+    assert isinstance(operator, Aside) == (not isinstance(patch, WeightPatch))
+    if isinstance(operator, Aside):
+        assert operator.adds(handle_for(layout)).startswith("no weights: ")
 
 
 @CASES

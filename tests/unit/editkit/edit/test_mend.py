@@ -364,7 +364,9 @@ def test_a_tensor_of_another_shape_is_refused(handle, tmp_path, part):
 
 def test_without_weights_it_trains_once_and_keeps_what_it_learned(handle, cache):
     told = []
+    assert "networks for this model are trained first" in HERE.lacks(handle, EDITS)
     first = HERE(handle, EDITS, seed=0, progress=lambda what, done, of: told.append(what))
+    assert not HERE.lacks(handle, EDITS)
     assert any("training" in what for what in told)
     files = sorted((cache / "mend").iterdir())
     told.clear()
