@@ -128,7 +128,9 @@ def _together(handle: ModelHandle, method: str, number: int) -> Iterator[tuple[s
     each = sum(seconds for _, seconds, _ in alone) / len(few)
     first = each if math.isnan(first) else first
     take = _take(handle, [(patch, [edit]) for patch, _, edit in alone])
-    yield method, "editkit, one at a time", str(len(few)), f"{each:.2f}", f"{first / each:.1f}", "", take
+    flops = sum(_flops(handle, operator, [edit], patch) for patch, _, edit in alone) / len(few)
+    floor = floors(flops, gemm_rates(handle, operator, tokens_a_step(handle, operator, few[0])))
+    yield method, "editkit, one at a time", str(len(few)), f"{each:.2f}", f"{first / each:.1f}", floor, take
     patch, seconds = _timed(mine, edits)
     each, flops = seconds / len(edits), _flops(handle, operator, edits, patch) / len(edits)
     floor = floors(flops, gemm_rates(handle, operator, ROWS))

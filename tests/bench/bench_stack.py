@@ -43,16 +43,28 @@ def main() -> None:
 
 
 def _apply(handle: ModelHandle) -> Table:
-    table = Table(
-        "patch", "KiB", "share of model", "digest ms", "apply ms", "rollback ms", title="one patch, best of 20"
-    )
+    columns = ("patch", "KiB", "share of model", "digest ms", "apply ms", "floor ms", "rollback ms")
+    rate = _copied_a_second(handle)
+    table = Table(*columns, title=f"one patch, best of {REPEATS}; copies run at {rate / 1e9:.1f} GB/s")
     model = sum(p.numel() * p.element_size() for p in handle.model.parameters())
     for layers, rank in ((1, 1), (5, 1), (5, 100)):
         size = _bytes(_random_patch(handle, layers, rank))
         digest, on, off = _best(handle, lambda n=layers, r=rank: _random_patch(handle, n, r))  # type: ignore[misc]
-        times = (f"{1000 * each:.1f}" for each in (digest, on, off))
+        matrices = sum(handle.matrix(handle.weight_name("mlp_out", layer)).nbytes for layer in range(layers))
+        times = (f"{1000 * each:.1f}" for each in (digest, on, matrices / rate, off))
         table.add_row(f"{layers} layers, rank {rank}", f"{size / 1024:.0f}", f"{size / model:.2%}", *times)
     return table
+
+
+def _copied_a_second(handle: ModelHandle) -> float:
+    """Bytes a second of copying one matrix after another: what changing them must take at the least."""
+    matrices = [handle.matrix(handle.weight_name("mlp_out", layer)) for layer in range(handle.layers)]
+    best = 0.0
+    for _ in range(REPEATS):
+        start = now(handle)
+        copies = [matrix.clone() for matrix in matrices]
+        best = max(best, sum(copy.nbytes for copy in copies) / (now(handle) - start))
+    return best
 
 
 def _best(handle: ModelHandle, make: Callable[[], WeightPatch]) -> tuple[float, float, float]:
