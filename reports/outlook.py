@@ -103,21 +103,26 @@ def planned(
 
 
 def plan_rows(
-    handle: ModelHandle, source: str, facts: str, found: Plan, records: Sequence[EditRecord]
+    handle: ModelHandle,
+    source: str,
+    facts: str,
+    found: Plan,
+    records: Sequence[EditRecord],
+    *,
+    targets: bool = False,
 ) -> list[tuple[str, str]]:
-    """All that a plan says, and what speaks against it."""
-    rows = [("settings from", source), ("facts", facts), *_first(records), *_rows(handle, found)]
+    """All that a plan says, and what speaks against it; with `targets` also what the first facts are changed to."""
+    first = _first(records) if targets else ()
+    rows = [("settings from", source), ("facts", facts), *first, *_rows(handle, found)]
     rows += [("mind", with_ids(problem, records)) for problem in found.problems]
     return [(name, text) for name, text in rows if text]
 
 
-def _first(records: Sequence[Any]) -> Iterator[tuple[str, str]]:
-    """What the first facts are changed to."""
-    edits = [record.edit for record in records if isinstance(record, EditRecord)]
-    for edit in edits[:NAMED]:
-        yield "edit", clean(f"{edit.fact.text} {edit.fact.object} → {edit.target_new}")
-    if len(edits) > NAMED:
-        yield "", f"and {len(edits) - NAMED:,} more"
+def _first(records: Sequence[EditRecord]) -> Iterator[tuple[str, str]]:
+    for record in records[:NAMED]:
+        yield "edit", clean(f"{record.fact.text} {record.fact.object} → {record.edit.target_new}")
+    if len(records) > NAMED:
+        yield "", f"and {len(records) - NAMED:,} more"
 
 
 def with_ids(problem: Problem, records: Sequence[EditRecord]) -> str:

@@ -28,4 +28,4 @@ def show_plan(
     if trial:
         watch.phase("Trying the first facts")
     found = planned(handle, operator, [record.edit for record in records], seed, watch, trial=trial, strict=strict)
-    table("Plan", ("", ""), plan_rows(handle, source, str(found.edits), found, records))
+    table("Plan", ("", ""), plan_rows(handle, source, str(found.edits), found, records, targets=True))
