@@ -80,11 +80,8 @@ def auto_preset(
     InputError where nothing of the operator can be searched, MethodError where under no candidate an edit takes. Of a
     guard the settings of the operator within are searched.
     """
-    fixed = with_what_ends(operator_class(name)[1], fixed or {})
-    start, grid = _start(name, handle, fixed)
-    open_to = {
-        setting: values for setting, values in grid.items() if not _stands_in(fixed, setting) and len(values) > 1
-    }
+    start, grid = _start(name, handle, fixed or {})
+    open_to = {setting: values for setting, values in grid.items() if len(values) > 1}
     if not grid:
         raise InputError(f"{name!r} has no settings that are searched by --preset auto; use its preset, {start.source}")
     facts, known = _facts(handle, avoid, seed)
@@ -93,10 +90,13 @@ def auto_preset(
 
 
 def _start(name: str, handle: ModelHandle, fixed: Mapping[str, Any]) -> tuple[Preset, dict[str, list[Any]]]:
-    """The preset with what is given on top, and the values to be tried, those of a guarded operator among them."""
-    preset, grid = preset_for(name, handle), candidates(name, handle)
-    settings = merged(preset.settings, fixed)
+    """The preset with what is given on top, and the values to be tried, those of a guarded operator among them; none
+    for a setting that is given."""
     _, kind = operator_class(name)
+    fixed = with_what_ends(kind, fixed)
+    preset, every = preset_for(name, handle), candidates(name, handle)
+    grid = {setting: [] if _stands_in(fixed, setting) else values for setting, values in every.items()}
+    settings = merged(preset.settings, fixed)
     if not issubclass(kind, Guarding):
         return Preset(settings, preset.source), grid
     of = build(kind, settings).of

@@ -90,7 +90,7 @@ def planned(
     def tell(what: str, done: int, total: int) -> None:
         watch.step(0, note=f"{what} {done}/{total}")
 
-    if trial and isinstance(operator, Preparing) and (lacking := operator.lacks(handle, edits)):
+    if isinstance(operator, Preparing) and (lacking := operator.lacks(handle, edits)):
         watch.say(lacking)
     try:
         return plan(handle, operator, edits, seed=seed, trial=trial, together=together, progress=tell)

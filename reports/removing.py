@@ -31,10 +31,10 @@ def remove(
     if files.count(which) != 1:
         raise InputError(f"--take-out {which} must be one of the patches, named once; given are {_listed(files)}")
     patches, place = [load_patch(file) for file in files], files.index(which)
-    left = {file: patch for file, patch in zip(files, patches, strict=True) if file != which}
-    if save is not None and (others := [file for file, patch in left.items() if not isinstance(patch, WeightPatch)]):
+    left = [(file, patch) for file, patch in zip(files, patches, strict=True) if file != which]
+    if save is not None and (outside := [file for file, patch in left if not isinstance(patch, WeightPatch)]):
         raise InputError(
-            f"{_listed(others)}: no change of weights, so no checkpoint can hold what is left; leave --save out, and "
+            f"{_listed(outside)}: no change of weights, so no checkpoint can hold what is left; leave --save out, and "
             "give the patches that stay with --on"
         )
     watch.phase(f"Loading {spec.model.name}")

@@ -96,17 +96,23 @@ class AtAttentionAndMLP:
 
     def run(self, changes: Changes, fused: Fused | None = None) -> Tensor:
         upper = self.upper
-        rest = fused if fused is not None and fused.reaches(upper.mask.shape[1]) else None
+        if fused is None or not fused.reaches(upper.mask.shape[1]):
+            return self._run(changes, None)
         block = upper.handle.arch.path("block", upper.layer)
-        with rewritten(upper.handle.model, self._rewrites(changes)), traced(upper.handle.model, [block]) as seen:
-            model = self._blocks(last=upper.layer if rest else None)
-            hidden = run(model, upper.ids, upper.mask, upper.positions, copied(upper.cache))
+        with traced(upper.handle.model, [block]) as seen:
+            self._run(changes, upper.layer)
         moved = seen[block].output
-        return hidden if rest is None or moved is None else rest.run(moved, upper.positions, upper.mask, upper.cache)
+        assert moved is not None
+        return fused.run(moved, upper.positions, upper.mask, upper.cache)
 
     def rows(self, rows: Tensor, width: int) -> AtAttentionAndMLP:
         below = None if self.below is None else self.below[rows, :width]
         return AtAttentionAndMLP(self.upper.rows(rows, width), self.attention[rows, :width], below)
+
+    def _run(self, changes: Changes, last: int | None) -> Tensor:
+        upper = self.upper
+        with rewritten(upper.handle.model, self._rewrites(changes)):
+            return run(self._blocks(last), upper.ids, upper.mask, upper.positions, copied(upper.cache))
 
     def _blocks(self, last: int | None) -> nn.Module:
         """The layer's block and those above it, up to `last`."""

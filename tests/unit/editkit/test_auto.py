@@ -180,6 +180,16 @@ def test_of_a_guard_the_settings_of_the_operator_within_are_searched(handle, kno
     assert nested.settings == {"most": 0.5, "of": {"name": "rect", "settings": found.settings}}
 
 
+@pytest.mark.parametrize("guard", [None, "rect"])
+def test_a_given_setting_ends_the_presets_other_way_to_say_it_also_within_a_guard(handle, guard):
+    fixed = {"threshold": 1e-3}
+    start, _ = auto._start(
+        guard or "alphaedit", handle, {"of": {"name": "alphaedit", "settings": fixed}} if guard else fixed
+    )
+    settings = start.settings["of"]["settings"] if guard else start.settings
+    assert (settings["threshold"], settings["directions"]) == (1e-3, 0.0)
+
+
 @pytest.mark.parametrize("name", ["rect", "prune", "norm_bound"])
 @pytest.mark.parametrize("inner", ["memit", "rome"])
 def test_what_a_guard_can_search_is_what_the_operator_within_can(handle, name, inner):

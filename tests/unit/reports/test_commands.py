@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from picky import Picky
 from tables import QUICK
+from telling import Telling
 from typer.testing import CliRunner
 
 from editkit.data import DataError
@@ -34,14 +35,6 @@ from reports.watch import Silent
 from reports.wording import named
 
 FACT = {"subject": "France", "relation": "capital", "object": "Paris", "target_new": "Rome", "prompt": "The capital of {} is"}  # fmt: skip
-
-
-class Telling(Silent):
-    def __init__(self):
-        self.said = []
-
-    def say(self, text):
-        self.said.append(text)
 
 
 @pytest.fixture(scope="module")

@@ -7,13 +7,13 @@ import json
 import pytest
 from conftest import make_handle
 from tables import QUICK
+from telling import Telling
 
 from editkit.errors import InputError
 from reports import outlook
 from reports.audit import run
 from reports.record import JOURNAL
 from reports.spec import make_spec
-from reports.watch import Silent
 
 OBJECTS = {
     "France": ("Paris", "Rome"),
@@ -26,23 +26,6 @@ FACTS = [
      "prompt": "The capital of {} is"}
     for subject, (old, new) in OBJECTS.items()
 ]  # fmt: skip
-
-
-class Telling(Silent):
-    """Keeps what it is told, in its order."""
-
-    def __init__(self):
-        self.phases, self.tables, self.said = [], {}, []
-
-    def phase(self, title, total=None):
-        self.phases.append(title)
-
-    def say(self, text):
-        self.said.append(text)
-
-    def table(self, title, columns, rows):
-        self.phases.append(title)
-        self.tables[title] = {name: text for name, text in rows}
 
 
 @pytest.fixture(scope="module")

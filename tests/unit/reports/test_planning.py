@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import pytest
+from telling import Telling
 
 from editkit.errors import InputError
 from editkit.facts import Edit, EditRecord, Fact
@@ -27,14 +28,6 @@ class Doubling:
 
 def record(number, subject, new="Rome"):
     return EditRecord(f"own/{number}", Edit(Fact(subject, "capital", "Paris", "The capital of {} is"), new))
-
-
-class Telling(Silent):
-    def __init__(self):
-        self.told = []
-
-    def say(self, text):
-        self.told.append(text)
 
 
 def shown(capsys, handle, records):
@@ -60,5 +53,5 @@ def test_facts_that_contradict_each_other_are_named_by_their_ids_and_refused(han
 def test_what_is_only_odd_is_said_and_refuses_nothing(handle):
     watch = Telling()
     check(handle, [record(1, "C++"), record(2, "C#", "Lima")], watch)
-    [told] = watch.told
+    [told] = watch.said
     assert told.startswith("own/1 and own/2: their prompts are alike but for case and signs")
