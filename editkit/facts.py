@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from editkit.errors import InputError
 
@@ -86,6 +88,38 @@ class Edit:
     def target_true(self) -> str:
         """The old object."""
         return self.fact.object
+
+    @property
+    def asked(self) -> str:
+        """The prompt by which edits are told apart: with single spaces."""
+        return " ".join(self.fact.text.split())
+
+    def contradicts(self, other: Edit) -> bool:
+        """Whether the two want different objects; of one prompt that cannot be."""
+        return normalise(self.target_new) != normalise(other.target_new)
+
+
+def check_edits(edits: Sequence[Any]) -> None:
+    """Refuse what no operator can make in one call: anything but a sequence of edits, none at all, and edits that give
+    one prompt two objects."""
+    if isinstance(edits, Edit):
+        raise InputError("edits is one Edit; give a list, [edit]")
+    others = [each for each in edits if not isinstance(each, Edit)]
+    if others:
+        raise InputError(f"edits holds {others[0]!r:.80}, a {type(others[0]).__name__}; it must hold Edit only")
+    if not edits:
+        raise InputError("no edits; give at least one")
+    first: dict[str, Edit] = {}
+    for edit in edits:
+        other = first.setdefault(edit.asked, edit)
+        if edit.contradicts(other):
+            raise InputError(contradiction(other, edit))
+
+
+def contradiction(one: Edit, other: Edit) -> str:
+    """What to say of two edits that give one prompt two objects, in one call."""
+    ways = "keep one of them, or make the later one in a call of its own, on top of the other's patch"
+    return f"{other.asked!r} cannot be given both {one.target_new!r} and {other.target_new!r}; {ways}"
 
 
 @dataclass(frozen=True, slots=True)

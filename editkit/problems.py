@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from editkit.errors import InputError
-from editkit.facts import SLOT, Edit, Fact, normalise
+from editkit.facts import SLOT, Edit, Fact, contradiction, normalise
 from editkit.handle import ModelHandle
 from editkit.tokens import encode_pair, subject_span
 
@@ -59,24 +59,19 @@ def _contradictions(edits: Sequence[Edit], one_by_one: bool) -> Iterator[Problem
     first: dict[str, int] = {}
     like: dict[str, int] = {}
     for place, edit in enumerate(edits):
-        prompt = " ".join(edit.fact.text.split())
+        prompt = edit.asked
         same, near = first.setdefault(prompt, place), like.setdefault(normalise(prompt), place)
-        both = f"{edits[same].target_new!r} and {edit.target_new!r}"
-        if _differ(edits[same], edit) and one_by_one:
+        if edit.contradicts(edits[same]) and one_by_one:
+            both = f"{edits[same].target_new!r} and {edit.target_new!r}"
             yield Problem(place, f"{prompt!r} is given {both}, one after the other; the later one holds", False, same)
-        elif _differ(edits[same], edit):
-            ways = "keep one of them, or make the later one in a call of its own, on top of the other's patch"
-            yield Problem(place, f"{prompt!r} cannot be given both {both}; {ways}", True, same)
-        elif same == place and _differ(edits[near], edit):
+        elif edit.contradicts(edits[same]):
+            yield Problem(place, contradiction(edits[same], edit), True, same)
+        elif same == place and edit.contradicts(edits[near]):
             both = f"{edits[near].target_new!r} and {edit.target_new!r}"
             text = (
                 f"their prompts are alike but for case and signs, and are given {both}; if they ask the same, keep one"
             )
             yield Problem(place, text, False, near)
-
-
-def _differ(one: Edit, other: Edit) -> bool:
-    return normalise(one.target_new) != normalise(other.target_new)
 
 
 def _of_model(handle: ModelHandle) -> Iterator[Problem]:

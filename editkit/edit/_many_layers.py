@@ -12,7 +12,7 @@ from editkit.edit._places import AtMLP, Prepare
 from editkit.edit._search import Progress, TargetSearch
 from editkit.edit._spread import Found, Keys, Plan, Solve, as_patch, check_layers, each_by_itself, in_batches
 from editkit.errors import InputError
-from editkit.facts import Edit
+from editkit.facts import Edit, check_edits
 from editkit.handle import ModelHandle
 from editkit.moments import Moment, MomentSettings, second_moments
 from editkit.operators import provenance_of
@@ -61,6 +61,7 @@ class ManyLayers:
         Raises SolveError, which names the subject or the layer, where no trustworthy change is found, InputError where
         there is no edit, no such layer or no token of the subject, and PromptTooLong where an edit does not fit the
         model's context."""
+        check_edits(edits)
         plan, about = self._plan(handle, progress)
         past = self.past(handle)
         found = in_batches(handle, edits, plan, self.batch, past, seed=seed, progress=progress)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from editkit.edit._locate_then_edit import Contexts, Plan, each_alone, one_after_another
 from editkit.edit._search import Progress, Target, TargetSearch
-from editkit.facts import Edit
+from editkit.facts import Edit, check_edits
 from editkit.handle import ModelHandle
 from editkit.moments import MomentSettings, factors, second_moments
 from editkit.operators import provenance_of
@@ -48,6 +48,7 @@ class OneLayer:
         Raises SolveError, which names the subject, where no trustworthy change is found, InputError where there is no
         edit, no such layer or no token of the subject, and PromptTooLong where an edit does not fit the model's
         context."""
+        check_edits(edits)
         plan, about = self._plan(handle, progress)
         delta, searches = one_after_another(handle, edits, plan, seed=seed, progress=progress)
         return self._patch(handle, delta, edits, seed, {"searches": searches} | about)

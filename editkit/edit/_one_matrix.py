@@ -18,7 +18,7 @@ from editkit.blocks import frozen
 from editkit.edit._adam import Adam
 from editkit.edit._upper import Reads, Row, Upper, prepare, reads_of
 from editkit.errors import InputError
-from editkit.facts import Edit
+from editkit.facts import Edit, check_edits
 from editkit.forward import attention
 from editkit.handle import ModelHandle
 from editkit.operators import provenance_of
@@ -69,8 +69,7 @@ class OneMatrix:
 
         Raises InputError where there is no edit, no such layer or no token in a prompt or object, PromptTooLong where
         an edit does not fit the model's context, and TrainingError where the loss is not finite."""
-        if not edits:
-            raise InputError("no edits; give at least one")
+        check_edits(edits)
         (name,) = self.touches(handle)
         with attention(handle, "eager"), frozen(handle.model), torch.inference_mode(False), torch.enable_grad():
             delta, notes = self._descend(handle, [self.row(handle, edit) for edit in edits], progress)

@@ -83,8 +83,6 @@ def in_batches(
 
     `past` are the keys of earlier edits by layer. Raises SolveError, which names subject or layer.
     """
-    if not edits:
-        raise InputError("no edits; give at least one")
     step, made = size or len(edits), []
     before = plan.contexts.before(handle, seed)
     with ExitStack() as stack:

@@ -41,8 +41,7 @@ import torch
 from editkit.edit import _easyeditor_methods as methods
 from editkit.edit import _easyeditor_run as running
 from editkit.edit._easyeditor_source import Loaded, find_source, loaded
-from editkit.errors import InputError
-from editkit.facts import Edit
+from editkit.facts import Edit, check_edits
 from editkit.handle import ModelHandle
 from editkit.moments import MomentSettings, second_moments
 from editkit.operators import EDITS, provenance_of
@@ -72,8 +71,7 @@ class EasyEditor:
 
         Raises UnableError where there is no EasyEdit, or the method or model cannot run; MethodError where it fails.
         """
-        if not edits:
-            raise InputError("no edits; give at least one")
+        check_edits(edits)
         for edit in edits:
             methods.check_text(edit.fact.prompt, edit.target_new)
         method, settings = methods.method_named(self.method), self._settings(handle)

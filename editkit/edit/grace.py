@@ -39,7 +39,7 @@ from editkit.edit._grace_patch import GracePatch, Growing, distances, nearest
 from editkit.edit._search import Progress
 from editkit.edit._upper import Reads, Row, Upper, prepare, reads_of
 from editkit.errors import InputError
-from editkit.facts import Edit
+from editkit.facts import Edit, check_edits
 from editkit.forward import attention
 from editkit.handle import ModelHandle
 from editkit.operators import EDITS, provenance_of
@@ -84,8 +84,7 @@ class GRACE:
         Raises InputError where there is no edit, no such layer or no token in a prompt or object, and where two edits
         give one prompt different objects; PromptTooLong where an edit does not fit the model's context; TrainingError
         where a loss is not finite."""
-        if not edits:
-            raise InputError("no edits; give at least one")
+        check_edits(edits)
         return self._patches(handle, [edits], seed, progress)[0]
 
     @computed_in_float32

@@ -36,7 +36,7 @@ from editkit.edit._demonstrations import LESSONS, Lesson, drawn
 from editkit.edit._ike_patch import InContext, InContextPatch, NewFact
 from editkit.edit._search import Progress
 from editkit.errors import InputError
-from editkit.facts import Edit
+from editkit.facts import Edit, check_edits
 from editkit.handle import ModelHandle
 from editkit.operators import EDITS, provenance_of
 from editkit.tokens import PromptTooLong, encode_pair
@@ -72,8 +72,7 @@ class IKE:
     ) -> InContextPatch:
         """The rewriting of prompts; the seed orders its demonstrations. Raises PromptTooLong where the context cannot
         hold an edit's own prompt with what is put before it."""
-        if not edits:
-            raise InputError("no edit to make; give at least one")
+        check_edits(edits)
         facts = tuple(NewFact(edit.fact.subject, edit.fact.text, edit.target_new) for edit in edits)
         shown, copies = drawn(self.lessons, self.demonstrations, seed)
         rewrite = InContext(facts, shown, copies, self.most_facts, self.scoped)

@@ -32,7 +32,7 @@ from torch import Tensor
 from editkit.edit._locate_then_edit import Contexts
 from editkit.edit._search import Progress
 from editkit.errors import InputError, MethodError
-from editkit.facts import Edit
+from editkit.facts import Edit, check_edits
 from editkit.handle import ModelHandle
 from editkit.locate.knowledge_neurons import KnowledgeNeurons, Neuron
 from editkit.operators import EDITS, provenance_of
@@ -66,8 +66,7 @@ class KN:
         """A low-rank patch of each layer's matrix that has neurons of an edit, one rank a neuron; `notes` name the
         neurons. All are found in the model as it is. Raises MethodError, which names the subject, where no neuron
         speaks for the old object."""
-        if not edits:
-            raise InputError("no edits; give at least one")
+        check_edits(edits)
         before = self.contexts.before(handle, seed)
         slots: list[tuple[Neuron, Tensor]] = []
         notes = []

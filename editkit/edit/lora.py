@@ -35,7 +35,7 @@ from editkit.deltas import LowRankDelta
 from editkit.edit._adam import Adam
 from editkit.edit._linear import linear_layers
 from editkit.errors import InputError, UnableError
-from editkit.facts import Edit, Example
+from editkit.facts import Edit, Example, check_edits
 from editkit.handle import ModelHandle
 from editkit.operators import EDITS, provenance_of
 from editkit.patch import WeightPatch
@@ -83,8 +83,7 @@ class LoRA:
         Raises UnableError where peft is not installed, InputError where there is no edit, nothing to train in `scope`
         or no token in a prompt or object, PromptTooLong where an edit does not fit the model's context, and
         TrainingError where the loss is not finite."""
-        if not edits:
-            raise InputError("no edits; give at least one")
+        check_edits(edits)
         rows = encode_examples(handle, [Example(edit.fact.text, edit.target_new) for edit in edits])
         adapted = Block(functools.partial(_inject, handle, self, self.touches(handle)))
         with (

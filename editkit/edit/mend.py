@@ -44,7 +44,7 @@ from editkit.edit._mend_fit import TOGETHER, Fitting, Lesson, Progress, changes_
 from editkit.edit._mend_network import Network, load_network
 from editkit.edit._mend_texts import Factors, Texts
 from editkit.errors import InputError
-from editkit.facts import Edit, EditRecord, Example
+from editkit.facts import Edit, EditRecord, Example, check_edits
 from editkit.handle import ModelHandle
 from editkit.models import cache_folder
 from editkit.operators import EDITS, provenance_of
@@ -86,8 +86,7 @@ class MEND:
         Raises InputError where there is no edit, no such layer, nothing to edit in it or no token in a prompt or
         object, and where the file `weights` is not there, damaged or of another model; PromptTooLong where an edit does
         not fit the model's context; TrainingError where networks have to be trained and their loss is not finite."""
-        if not edits:
-            raise InputError("no edits; give at least one")
+        check_edits(edits)
         networks = self._networks(handle, edits, progress)
         made = [*self._made(handle, edits, networks, progress)]
         deltas = {name: _joined([own[name] for own in made]) for name in made[0]}

@@ -36,7 +36,7 @@ from editkit.edit._scope_training import Stock, accuracy, fitted
 from editkit.edit._search import Progress
 from editkit.edit._serac_patch import InScope, InScopePatch
 from editkit.errors import InputError
-from editkit.facts import Edit
+from editkit.facts import Edit, check_edits
 from editkit.handle import ModelHandle
 from editkit.operators import EDITS, provenance_of
 from editkit.tokens import PromptTooLong, encode_pair
@@ -68,8 +68,7 @@ class SERAC:
     ) -> InScopePatch:
         """The rewriting of prompts; the seed draws the pairs, and `accuracy` in the notes is that on as many others.
         Raises PromptTooLong where the context cannot hold an edit's own prompt with what is put before it."""
-        if not edits:
-            raise InputError("no edit to make; give at least one")
+        check_edits(edits)
         facts = tuple(NewFact(edit.fact.subject, edit.fact.text, edit.target_new) for edit in edits)
         stock = in_stock().without([fact.subject for fact in facts])
         likeness = stock.likeness()

@@ -35,7 +35,7 @@ from editkit.blocks import frozen
 from editkit.completions import Encoded, collate, encode_examples, gradient_attention, parts, read
 from editkit.edit._running import Running, joined
 from editkit.errors import InputError
-from editkit.facts import Edit, Example
+from editkit.facts import Edit, Example, check_edits
 from editkit.handle import ModelHandle
 from editkit.hooks import Rewrite, rewritten, traced
 from editkit.linalg import ridge_regression
@@ -86,8 +86,7 @@ class UltraEdit:
         Raises MethodError where a single token is all that was ever read, InputError where there is no edit, no such
         layer or matrix or no token in a prompt or object, and PromptTooLong where an edit does not fit the model's
         context."""
-        if not edits:
-            raise InputError("no edits; give at least one")
+        check_edits(edits)
         rows = encode_examples(handle, [Example(edit.fact.text, edit.target_new) for edit in edits])
         made = [*self._batches(handle, rows, progress)]
         names = self.touches(handle)

@@ -42,7 +42,7 @@ from editkit.edit._search import Progress, rows_of_edit
 from editkit.edit._upper import Reads, Row, Upper, prepare, reads_of
 from editkit.edit._wise_patch import WisePatch, merged
 from editkit.errors import InputError
-from editkit.facts import Edit
+from editkit.facts import Edit, check_edits
 from editkit.forward import attention
 from editkit.handle import ModelHandle
 from editkit.linalg import SolveError
@@ -133,8 +133,7 @@ class WISE:
         Raises SolveError where the layer cannot bring an edit about, InputError where there is no edit, no such layer
         or no token in a prompt or object, PromptTooLong where a text does not fit the model's context, and
         TrainingError where the loss is not finite."""
-        if not edits:
-            raise InputError("no edits; give at least one")
+        check_edits(edits)
         module = handle.weight_name("mlp_out", self.layer).removesuffix(".weight")
         before = self.contexts.before(handle, seed)
         rows = [rows_of_edit(handle, edit, before)[:-1] for edit in edits]

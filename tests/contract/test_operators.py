@@ -11,6 +11,7 @@ import functools
 import itertools
 import math
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from edit_examples import ENDING, private_cache
 from tables import QUICK
 from training_examples import FORGET, REQUEST, RETAIN
 
-from editkit.errors import MethodError, UnableError
+from editkit.errors import InputError, MethodError, UnableError
 from editkit.facts import Edit, Fact, ForgetRequest
 from editkit.handle import ModelHandle
 from editkit.operators import EDITS, UNLEARNERS, Aside, Confined, configured, each
@@ -287,6 +288,24 @@ def test_several_edits_go_into_one_patch(name):
     moved = changes(handle, patch, asked(name, ENDING))
     assert moves_the_right_way(name, patch, moved)
     assert isinstance(patch, PromptPatch) or min(moved) > 0, "an edit was lost"
+
+
+WRONG = {
+    "one edit in no list": (ENDING[0], "give a list"),
+    "none": ([], "at least one"),
+    "something else": ([ENDING[0].fact], "a Fact; it must hold Edit only"),
+    "two objects for one prompt": ([*ENDING, replace(ENDING[0], target_new="Oslo")], "cannot be given both"),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+@pytest.mark.parametrize("name", EDITS.names())
+def test_what_no_operator_can_make_is_refused_before_any_work(name, what):
+    edits, told = WRONG[what]
+    handle, passes = handle_for("llama"), itertools.count()
+    with on_each_pass(handle, lambda: next(passes)), pytest.raises(InputError, match=told):
+        operator_for(name, "llama")(handle, edits, seed=0)
+    assert not next(passes)
 
 
 @pytest.mark.parametrize("name", EDITS.names())

@@ -271,9 +271,9 @@ def test_an_edit_that_a_later_one_takes_over_gets_its_own_key_again(handle):
     assert all(a.mean > b.mean + 0.1 for a, b in zip(after, before, strict=True))
 
 
-def test_one_prompt_with_two_objects_is_refused(handle):
+def test_one_prompt_with_two_spellings_of_an_object_is_refused(handle):
     with pytest.raises(InputError, match="'The capital of France is' different objects"):
-        QUICK(handle, [EDITS[0], edit_of("The capital of {} is", "Lima")], seed=0)
+        QUICK(handle, [EDITS[0], edit_of("The capital of {} is", "ROME")], seed=0)
     twice = QUICK(handle, [EDITS[0], EDITS[0]], seed=0)
     assert len(twice.keys) == 1
 
@@ -425,8 +425,6 @@ def test_settings_round_trip_and_bad_input_is_refused(handle):
     assert build(GRACE, json.loads(json.dumps(settings_of(QUICK)))) == QUICK
     with pytest.raises(InputError, match="radius >= 0"):
         GRACE(0, radius=-1.0)
-    with pytest.raises(InputError, match="no edits"):
-        QUICK(handle, [], seed=0)
     with pytest.raises(InputError, match="no layer 9"):
         GRACE(9)(handle, EDITS, seed=0)
 

@@ -309,8 +309,3 @@ def test_a_patch_below_counts_towards_the_context():
         for edit in edits:
             handle.apply(operator(handle, [edit], seed=0))
     assert handle.patches
-
-
-def test_no_edit():
-    with pytest.raises(InputError, match="no edit to make"):
-        ZERO(make_handle("llama"), [], seed=0)

@@ -146,7 +146,5 @@ def test_where_nothing_speaks_for_the_old_object_it_says_so(handle):
 
 
 def test_what_cannot_be_is_refused(handle):
-    with pytest.raises(InputError, match="no edits"):
-        KIND(handle, [], seed=0)
     with pytest.raises(InputError, match="at least 0"):
         KN(old_weight=-1.0)

@@ -306,8 +306,6 @@ def test_bad_settings_are_refused(bad):
 
 
 def test_bad_requests_are_refused(handle):
-    with pytest.raises(InputError, match="no edits"):
-        LoRA()(handle, [], seed=0)
     with pytest.raises(InputError, match="no layer 9"):
         LoRA(scope=Scope(layers=(9,)))(handle, EDITS, seed=0)
     long = Edit(Fact("France", "capital", "Paris", "The capital of {} is " + "very " * 300), "Rome")

@@ -228,8 +228,3 @@ def test_a_threshold_puts_the_presets_share_of_directions_out_of_force(handle):
 def test_contexts_that_cannot_be_are_refused(settings):
     with pytest.raises(InputError, match="lengths of at least one token"):
         Contexts(**settings)
-
-
-def test_no_edits_are_refused(handle):
-    with pytest.raises(InputError, match="no edits"):
-        METHODS["memit"](handle, [], seed=0)

@@ -385,5 +385,3 @@ def test_settings_round_trip_and_bad_input_is_refused(handle):
     ):
         with pytest.raises(InputError, match=message):
             dataclasses.replace(QUICK, **wrong)
-    with pytest.raises(InputError, match="no edits"):
-        QUICK(handle, [], seed=0)
