@@ -144,7 +144,24 @@ def _read(name: str, arguments: dict[str, Any], dtype: torch.dtype) -> tuple[nn.
             f"the weights of {name!r} hold {len(left)} of a larger model than its config says ({_few(left)}); "
             "give config and weights that belong together"
         )
-    return model, tokenizer
+    return _text_part(model), tokenizer
+
+
+def _text_part(model: nn.Module) -> nn.Module:
+    """Of a model that reads images too (Gemma 3 from 4B on) the language model, which shares its weights."""
+    config: Any = model.config
+    text = config.get_text_config(decoder=True)
+    if text is config:
+        return model
+    try:
+        with torch.device("meta"):
+            part = AutoModelForCausalLM.from_config(text)
+    except ValueError:  # a language model that transformers does not have by itself
+        return model
+    setattr(part, part.base_model_prefix, model.get_decoder())  # type: ignore[operator]
+    part.set_output_embeddings(model.get_output_embeddings())  # type: ignore[operator]
+    part.generation_config = model.generation_config
+    return part
 
 
 def _of_the_model(keys: Iterable[object], model: nn.Module) -> list[str]:

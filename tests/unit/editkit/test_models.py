@@ -15,7 +15,7 @@ import torch
 from conftest import LAYOUTS, make_handle
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from transformers import PretrainedConfig
+from transformers import AutoModelForCausalLM, Gemma3Config, PretrainedConfig, SiglipVisionConfig
 
 from editkit.errors import InputError
 from editkit.handle import ModelHandle
@@ -40,6 +40,37 @@ def test_a_folder_loads_as_it_was_saved(tiny_folder):
     loaded = ModelHandle.load(str(tiny_folder))
     assert loaded.base_digest == make_handle("llama").base_digest
     assert not loaded.model.training and loaded.arch.name == "llama"
+
+
+@pytest.fixture(scope="session")
+def with_vision(tmp_path_factory):
+    """A checkpoint of a model that also reads images, and what its own model answers."""
+    tiny, folder = make_handle("gemma3"), tmp_path_factory.mktemp("models") / "vision"
+    vision = SiglipVisionConfig(
+        hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=28, patch_size=14
+    )
+    config = Gemma3Config(
+        text_config=tiny.model.config, vision_config=vision, mm_tokens_per_image=4, image_token_index=5
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(config).eval()
+    model.save_pretrained(folder)
+    tiny.tokenizer.save_pretrained(folder)
+    with torch.no_grad():
+        return folder, model(input_ids=torch.tensor([[7, 8, 9, 10]])).logits
+
+
+def test_of_a_model_that_reads_images_the_language_model_is_loaded_and_saved(with_vision, tmp_path):
+    folder, logits = with_vision
+    loaded = ModelHandle.load(str(folder))
+    loaded.save(tmp_path / "text")
+    again = ModelHandle.load(str(tmp_path / "text"))
+    assert again.base_digest == loaded.base_digest
+    for handle in (loaded, again):
+        assert (handle.arch.name, handle.model.config.model_type) == ("gemma2", "gemma3_text")
+        assert not any("vision" in name for name, _ in handle.model.named_parameters())
+        assert torch.equal(handle.model(torch.tensor([[7, 8, 9, 10]])).logits, logits)
 
 
 def test_a_dtype_is_as_asked(tiny_folder):
