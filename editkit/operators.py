@@ -166,10 +166,11 @@ def operator_class(name: str) -> tuple[str, type[Any]]:
 
 @dataclass(frozen=True, slots=True)
 class Preset:
-    """Settings published or measured for a kind of model, with their source."""
+    """Settings published or measured for a kind of model, with their source; or a `guess`, for all models."""
 
     settings: Mapping[str, Any]
     source: str
+    guess: bool = False
 
 
 def preset_for(name: str, handle: ModelHandle) -> Preset:
@@ -177,16 +178,17 @@ def preset_for(name: str, handle: ModelHandle) -> Preset:
 
     The file lies in the package that defines the operator's class, or in one around that. A table matches by config
     values (`match = {model_type = "llama", num_hidden_layers = 30}`); a preset without `match` is for all. A setting
-    "depth:0.27" is that share of the model's blocks, rounded down. A file with `like = "rome"` has that operator's
-    tables, but for the settings it is `without`, with its own `settings` on top of each.
+    "depth:0.27" is that share of the model's blocks, rounded down, "d_in:1" so many times the inputs of `mlp_out`. A
+    file with `like = "rome"` has that operator's tables, but for the settings it is `without`, with its own `settings`
+    on top of each.
     """
     config = handle.model.config.to_dict()
     found = [p for p in _tables(name) if all(config.get(k) == v for k, v in p.get("match", {}).items())]
     if not found:
         return Preset({}, "defaults of the operator")
     best = max(reversed(found), key=lambda p: len(p.get("match", {})))  # of two that match alike a file's own
-    settings = {k: _at_depth(v, handle.layers) for k, v in best.get("settings", {}).items()}
-    return Preset(settings, best["source"])
+    settings = {k: _sized(v, handle) for k, v in best.get("settings", {}).items()}
+    return Preset(settings, best["source"], guess="match" not in best)
 
 
 def candidates(name: str, handle: ModelHandle) -> dict[str, list[Any]]:
@@ -195,11 +197,26 @@ def candidates(name: str, handle: ModelHandle) -> dict[str, list[Any]]:
     it is `like`. Depths are numbers of layers, each value once."""
     data = _data(name)
     other = candidates(str(data["like"]), handle) if "like" in data else {}
-    own = {setting: _at_depth(values, handle.layers) for setting, values in data.get("auto", {}).items()}
+    own = {setting: _sized(values, handle) for setting, values in data.get("auto", {}).items()}
     found = {key: values for key, values in (other | own).items() if key not in data.get("without", ())}
     return {
         setting: [v for place, v in enumerate(values) if v not in values[:place]] for setting, values in found.items()
     }
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """The share of what else SmolLM2-135M knew that was lost after so many edits (docs/truth.md)."""
+
+    edits: int
+    lost: float
+
+
+def lost(name: str, *, at_once: bool) -> Lost | None:
+    """When an operator's edits began to cost much, one on top of the other or many in one change: what its file of
+    presets says under `sequence` and `at_once`. None where that was not measured, or never seen."""
+    found = _data(name).get("at_once" if at_once else "sequence")
+    return None if found is None else build(Lost, found)
 
 
 def configured(name: str, handle: ModelHandle, overrides: Mapping[str, Any] | None = None) -> tuple[Any, str]:
@@ -208,11 +225,14 @@ def configured(name: str, handle: ModelHandle, overrides: Mapping[str, Any] | No
     _, kind = operator_class(name)
     preset = preset_for(name, handle)
     operator = build(kind, merged(preset.settings, with_what_ends(kind, overrides or {})))
+    source = preset.source
+    if open_to := [key for key in candidates(name, handle) if key.partition(".")[0] not in (overrides or {})]:
+        source += f"; for this model a guess: --preset auto searches {', '.join(open_to)}" if preset.guess else ""
     if not isinstance(operator, Guarding):
-        return operator, preset.source
+        return operator, source
     of = settings_of(operator)["of"]
     _, other = configured(of["name"], handle, of["settings"])
-    return operator, f"{preset.source}; of {of['name']}: {other}"
+    return operator, f"{source}; of {of['name']}: {other}"
 
 
 def with_what_ends(kind: type[Any], given: Mapping[str, Any]) -> dict[str, Any]:
@@ -272,11 +292,14 @@ def _read(text: str, where: str) -> dict[str, Any]:
     return data
 
 
-def _at_depth(value: Any, layers: int) -> Any:
+def _sized(value: Any, handle: ModelHandle) -> Any:
+    """A setting that is given as a share of the model's depth or width, for this model."""
     if isinstance(value, str) and value.startswith("depth:"):
-        return min(layers - 1, int(float(value.removeprefix("depth:")) * layers))
+        return min(handle.layers - 1, int(float(value.removeprefix("depth:")) * handle.layers))
+    if isinstance(value, str) and value.startswith("d_in:"):
+        return float(value.removeprefix("d_in:")) * handle.matrix(handle.weight_name("mlp_out", 0)).shape[1]
     if isinstance(value, list):
-        found = [_at_depth(v, layers) for v in value]  # in a flat model two depths are one layer
+        found = [_sized(v, handle) for v in value]  # in a flat model two depths are one layer
         return [v for place, v in enumerate(found) if found == value or v not in found[:place]]
     return value
 

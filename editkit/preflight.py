@@ -20,7 +20,7 @@ from editkit.errors import MethodError
 from editkit.facts import Edit
 from editkit.handle import ModelHandle
 from editkit.moments import MomentSettings, kept
-from editkit.operators import EDITS, Aside, Confined, Guarding, candidates, each_that_can
+from editkit.operators import EDITS, Aside, Confined, Guarding, candidates, each_that_can, lost
 from editkit.patch import Patch
 from editkit.problems import Problem, problems
 from editkit.scope import Scope
@@ -29,10 +29,11 @@ from editkit.scoring import score_pairs
 TRIED = 2  # edits: the first one pays for what is made once, the second one tells what each more takes
 MOST = 6  # edits that are tried until as many are made
 
-# Of a change, beside the norm of the weights it is added to. From docs/truth/sequential: where the first edit's norm
-# times the number of edits is above it (ROME from 9 on, AlphaEdit from 34), 32 % and more of the known facts about
-# other subjects were lost, below it 17 % at the most. A change measured to be as large (ROME's 30 edits) lost half.
-# Edits that share an update go their own ways: MEMIT's first 1, 10 and 30 in one moved SmolLM2 by .029, .091 and .155.
+# Of a change, beside the norm of the weights it is added to. From docs/truth/sequential, of methods that search
+# values: where the first edit's norm times the number of edits is above it (10 of ROME, 30 of MEMIT, 100 of AlphaEdit),
+# 28 % and more of the known facts about other subjects were lost, below it 18 % at the most (but 29 % by 10 of PMET, at
+# .58). Of methods that train weights the norm says little (10 of FT-L, .19 together, lost 31 %): see `_costly`. Edits
+# that share an update go their own ways: MEMIT's first 1, 10 and 30 in one moved SmolLM2 by .029, .091 and .155.
 LARGE_CHANGE = 0.8
 
 Progress = Callable[[str, int, int], None]
@@ -129,6 +130,8 @@ def plan(
         found += _in_vain(handle, operator, patches[-1], made)
     if moved is not None and moved[1] > LARGE_CHANGE:
         found.append(Problem(None, _too_far(handle, len(edits), *moved), False))
+    elif together and (told := _costly(handle, operator, len(edits))):
+        found.append(Problem(None, told, False))
     return Plan(
         len(edits),
         names,
@@ -190,13 +193,36 @@ def _moved(handle: ModelHandle, operator: Any, patches: Sequence[Patch], edits: 
     each = [one.own / math.sqrt(number) for number, one in enumerate(found, 1) if one is not None]
     if not each:
         return None
-    parts = _parts(handle, operator)
-    together = parts[-1].batch or edits if isinstance(parts[-1], Batched) else 1
+    parts, changes = _parts(handle, operator), _changes(handle, operator, edits)
     bound = min((part.most for part in parts if isinstance(part, Bounded)), default=math.inf)
     below = max(one.below for one in found if one is not None)
     least = max(each) * math.sqrt(edits)
-    most = below + least * math.sqrt(math.ceil(edits / together))
+    most = below + least * math.sqrt(changes)
     return min(math.hypot(below, least), bound), min(most, bound)
+
+
+def _changes(handle: ModelHandle, operator: Any, edits: int) -> int:
+    """How many changes, one on top of the other, so many edits of one call are."""
+    inner = _parts(handle, operator)[-1]
+    return math.ceil(edits / (inner.batch or edits)) if isinstance(inner, Batched) and edits else edits
+
+
+def _costly(handle: ModelHandle, operator: Any, edits: int) -> str:
+    """What so many edits of this operator have been seen to cost; "" where they are fewer, or that is not known."""
+    parts, changes = _parts(handle, operator), len(handle.patches) + _changes(handle, operator, edits)
+    name = getattr(parts[-1], "name", "")
+    if name not in EDITS or any(isinstance(part, Bounded) for part in parts):
+        return ""
+    seen, how, these = lost(name, at_once=False), "one on top of the other", changes
+    if changes == 1 < edits:
+        seen, how, these = lost(name, at_once=True), "in one change", edits
+    if seen is None or these < seen.edits:
+        return ""
+    return (
+        f"{seen.edits} edit{'s' * (seen.edits > 1)} of {name} {how} lost {seen.lost:.0%} of what else SmolLM2-135M knew; with these it is "
+        f"{these}. Ask what else must stay (the probe neighborhood), make fewer, or use a memory beside the weights "
+        "(serac, grace, wise)"
+    )
 
 
 def _in_vain(handle: ModelHandle, operator: Any, patch: Patch, edits: Sequence[Edit]) -> Iterator[Problem]:
@@ -228,7 +254,7 @@ def _too_far(handle: ModelHandle, edits: int, least: float, most: float) -> str:
     return (
         f"{edits} edits{there} may move the weights by {least:.1f} (each its own way) to {most:.1f} (all one way) "
         f"times their own norm; above {LARGE_CHANGE} the model forgets much else that it knew. Make fewer, or all in "
-        "one change (memit), or a method for long sequences (alphaedit, grace) or a guard (norm_bound, prune, rect)"
+        "one change (memit), or a method for long sequences (alphaedit, grace, serac) or a guard (norm_bound, prune)"
     )
 
 

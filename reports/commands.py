@@ -83,7 +83,7 @@ def change(
             *_patch_alone(patch, case.handle),
             *case.which(),
             took(task, verdicts),
-            *(case.hint() if not _taken(task, verdicts) else ()),
+            *(case.hint() if 2 * _taken(task, verdicts) < len(verdicts) else ()),
         )
     )
 
@@ -230,7 +230,7 @@ def _moved(handle: ModelHandle, patch: Patch) -> Iterator[str]:
         below = f", with the patches below it by {found.together:.1%}" if found.below else ""
         yield f"The changed weights moved by {found.own:.1%} of their norm{below}."
         if found.together > LARGE_CHANGE:
-            yield "That is so far that the model forgets what it knew besides; see norm_bound, prune and rect."
+            yield "That is so far that the model forgets what it knew besides; see norm_bound and prune."
 
 
 def _patch_alone(patch: Patch, handle: ModelHandle) -> Iterator[str]:

@@ -12,6 +12,7 @@ from importlib import resources
 from types import SimpleNamespace
 
 import pytest
+import torch
 from conftest import LAYOUTS
 from tables import QUICK
 from transformers import AutoConfig
@@ -56,11 +57,13 @@ def tables():
 
 
 def without_depths(value):
-    """Settings without a model: each "depth:…" is layer 0."""
+    """Settings without a model: each "depth:…" is layer 0, each "d_in:…" a share of one input."""
     if isinstance(value, dict):
         return {key: without_depths(item) for key, item in value.items()}
     if isinstance(value, list):
         return [*dict.fromkeys(map(without_depths, value))]
+    if str(value).startswith("d_in:"):
+        return float(value.removeprefix("d_in:"))
     return 0 if str(value).startswith("depth:") else value
 
 
@@ -74,7 +77,9 @@ def test_every_preset_builds_its_operator_and_names_its_source(name, table):
 def of_config(match):
     """As much of a handle as presets look at, of the model that a table names."""
     layers = match["n_layer"] if "n_layer" in match else match["num_hidden_layers"]
-    return SimpleNamespace(model=SimpleNamespace(config=SimpleNamespace(to_dict=lambda: match)), layers=layers)
+    config, weight = SimpleNamespace(to_dict=lambda: match), torch.empty(1, 64)
+    places = {"weight_name": lambda part, layer: part, "matrix": lambda name: weight}
+    return SimpleNamespace(model=SimpleNamespace(config=config), layers=layers, **places)
 
 
 NAMED = [(name, table) for name, table in tables() if "match" in table]

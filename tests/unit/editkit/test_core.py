@@ -15,7 +15,7 @@ from editkit.arch import ARCHITECTURES, Architecture, UnknownLayout, architectur
 from editkit.errors import InputError
 from editkit.facts import Edit, Example, Fact, ForgetRequest
 from editkit.files import atomic_folder, atomic_path, write_text
-from editkit.operators import EDITS, UNLEARNERS, configured, operator_class, preset_for
+from editkit.operators import EDITS, UNLEARNERS, candidates, configured, operator_class, preset_for
 from editkit.registry import BrokenExtension, Registry, UnknownName
 from editkit.settings import build, settings_of
 
@@ -141,6 +141,27 @@ def test_depths_that_fall_on_one_layer_are_one(third_party, handle_of):
         '[[preset]]\nsource = "by depth"\nsettings = {rate = ["depth:0.1", "depth:0.2", "depth:0.9"], steps = 2}'
     )
     assert preset_for("mine", handle_of("llama")).settings["rate"] == [0, 2]
+
+
+def test_a_width_is_that_of_what_mlp_out_reads(third_party, handle_of):
+    (third_party / "presets").mkdir()
+    (third_party / "presets" / "mine.toml").write_text(
+        'auto.rate = ["d_in:1", 3.0]\n[[preset]]\nsource = "by width"\nsettings = {rate = "d_in:0.5"}'
+    )
+    handle = handle_of("llama")
+    assert preset_for("mine", handle).settings["rate"] == 24.0
+    assert candidates("mine", handle) == {"rate": [48.0, 3.0]}
+
+
+def test_what_is_guessed_for_a_model_says_that_it_can_be_searched(third_party, handle_of):
+    (third_party / "presets").mkdir()
+    own = '[[preset]]\nsource = "measured"\nmatch = {model_type = "llama"}\nsettings = {rate = 2.0}'
+    guess = 'auto.rate = [1.0, 3.0]\n[[preset]]\nsource = "a thought"\nsettings = {rate = 0.5}\n'
+    (third_party / "presets" / "mine.toml").write_text(guess + own)
+    told = "a thought; for this model a guess: --preset auto searches rate"
+    assert configured("mine", handle_of("gpt2"))[1] == told
+    assert configured("mine", handle_of("gpt2"), {"rate": 1.0})[1] == "a thought"
+    assert configured("mine", handle_of("llama"))[1] == "measured"
 
 
 def test_an_operator_without_presets_has_its_defaults(third_party, handle):

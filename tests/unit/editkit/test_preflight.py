@@ -211,6 +211,28 @@ def test_many_edits_that_will_blow_the_weights_up_are_told(handle, share, edits)
     assert (found.moved[1] > LARGE_CHANGE) == warned(found) == (share * edits > LARGE_CHANGE)
 
 
+@pytest.mark.parametrize(
+    ("name", "edits", "told"),
+    [
+        ("ft_l", 9, ""),
+        (
+            "ft_l",
+            10,
+            "10 edits of ft_l one on top of the other lost 31 % of what else SmolLM2-135M knew; with these it is 10",
+        ),
+        ("memit", 30, ""),
+        ("memit", 100, "100 edits of memit in one change lost 26 %"),
+        ("rect", 10, "10 edits of ft_m one on top of the other lost 49 %"),
+        ("norm_bound", 100, ""),
+        ("grace", 300, ""),
+    ],
+)
+def test_how_much_so_many_edits_were_seen_to_cost_is_told(handle, name, edits, told):
+    operator = configured(name, handle, QUICK[name])[0]
+    found = " ".join(each.text for each in plan(handle, operator, lands(edits), seed=0, trial=False).problems)
+    assert told.replace(" %", "%") in found and ("lost" in found) == bool(told)
+
+
 @pytest.mark.parametrize("below", [1, 5, 20])
 def test_what_is_on_the_model_counts_and_warns_no_less(handle, below):
     """Each of these is the same change: by the weights that they have moved already it would seem ever smaller."""

@@ -39,7 +39,7 @@ def test_the_plan_says_how_far_the_weights_may_move_and_warns(handle, capsys):
     told = shown(capsys, handle, [record(1, "France"), record(2, "Peru")])
     for part in ("by 70.7% of their norm", "to 100.0%, if all go one", "GiB, with the changes of all facts"):
         assert part in told
-    assert "2 edits may move the weights by 0.7" in told and "norm_bound, prune, rect" in told
+    assert "2 edits may move the weights by 0.7" in told and "(norm_bound, prune)" in told
     assert "may move the weights" not in shown(capsys, handle, [record(1, "France")])
 
 

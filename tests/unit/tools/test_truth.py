@@ -10,7 +10,7 @@ from truth_directions import COUNTERFACT, DIRECTIONS, WORLD, Share, directions, 
 from truth_page import COLUMNS, KEPT, KNOWS, PICTURE, TABLE, TOKENS, filled, kept_page, kept_rows
 from truth_parts import TITLES
 
-from editkit.operators import EDITS, configured, provenance_of
+from editkit.operators import EDITS, Guarding, Lost, configured, lost, operator_class, provenance_of
 
 
 def share(value, half=0.05):
@@ -53,6 +53,22 @@ def test_the_page_tells_where_settings_are_from_as_the_presets_do(real_handle):
         if json.loads(json.dumps(provenance_of("", operator, real_handle, [], 0).settings)) == kept["settings"]:
             told[file] = kept["settings_source"] == source
     assert told and all(told.values()), f"take the new source over: {[str(f) for f, same in told.items() if not same]}"
+
+
+FROM_ON = 0.25  # of what else the model knew: such a loss is told in a plan
+
+
+@pytest.mark.parametrize("name", EDITS.names())
+def test_what_a_plan_says_of_many_edits_is_what_was_measured(name):
+    if issubclass(operator_class(name)[1], Guarding):
+        assert lost(name, at_once=False) is None, "a plan tells that of the operator within"
+        return
+    for at_once, file in ((False, f"{name}.jsonl"), (True, f"{name}-by-100.jsonl")):
+        lines = KEPT.joinpath("sequential", file)
+        rows = [json.loads(line) for line in lines.read_text("utf-8").splitlines()] if lines.exists() else []
+        much = sorted((row["edits"], round(1 - row["collateral"][0], 2)) for row in rows)
+        first = next((Lost(edits, share) for edits, share in much if share >= FROM_ON), None)
+        assert lost(name, at_once=at_once) == first
 
 
 def test_a_share_in_a_text_is_the_rows_rounded_as_in_the_tables():
