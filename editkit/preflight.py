@@ -219,9 +219,9 @@ def _costly(handle: ModelHandle, operator: Any, edits: int) -> str:
     if seen is None or these < seen.edits:
         return ""
     return (
-        f"{seen.edits} edit{'s' * (seen.edits > 1)} of {name} {how} lost {seen.lost:.0%} of what else SmolLM2-135M knew; with these it is "
-        f"{these}. Ask what else must stay (the probe neighborhood), make fewer, or use a memory beside the weights "
-        "(serac, grace, wise)"
+        f"{seen.edits} edit{'s' * (seen.edits > 1)} of {name} {how} lost {seen.lost:.0%} of what else SmolLM2-135M "
+        f"knew; with these it is {these}. Ask what else must stay (the probe neighborhood), make fewer, or use a "
+        "memory beside the weights (serac, grace, wise)"
     )
 
 
