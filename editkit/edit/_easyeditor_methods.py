@@ -23,7 +23,9 @@ class Method:
     `alone`: it takes one edit a call. `template`: it is given the prompt with its "{}", else the whole sentence.
     `layers`: the operator of ours whose preset says which layers. `moments`: module with its cache of covariances.
     `square`: storage of a square matrix that it is right about ("in first", "any", "none"): it tells the orientation
-    of an update by its shape. `values`: hyperparameters, as EasyEdit's own files have them.
+    of an update by its shape. `transposed`: whether it serves matrices stored (in, out), GPT-2's. `projects`: its
+    module wants the null spaces of its layers. `values`: hyperparameters, as EasyEdit's own files have them; those in
+    `per_layer` are made a list, one a layer.
     """
 
     folder: str
@@ -35,6 +37,9 @@ class Method:
     template: bool = True
     moments: str = ""
     square: str = "none"
+    transposed: bool = True
+    projects: bool = False
+    per_layer: tuple[str, ...] = ()
     values: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -61,7 +66,13 @@ FINE_TUNING = {
     "objective_optimization": "prompt_last",
 }
 
-# The values are those of EasyEdit's hparams for llama-7b (AlphaEdit: llama3.1-8b; EMMET: gpt2-xl).
+NULL_SPACE = MANY | {
+    "clamp_norm_factor": 0.75, "v_weight_decay": 0.5, "v_lr": 0.1, "mom2_update_weight": 15000,
+    "nullspace_threshold": 2e-2, "L2": 10,
+}  # fmt: skip
+
+# The values are those of EasyEdit's hparams for llama-7b (AlphaEdit: llama3.1-8b; EMMET: gpt2-xl; EAMET: qwen2.5-7b;
+# SPHERE: gpt-j-6b; MEMIT-FE: baichuan-7b). CORE has no file: MEMIT's and its class's own.
 METHODS: Mapping[str, Method] = {
     "ROME": Method(
         "rome", "apply_rome_to_model", "execute_rome", "ROMEHyperParams", "rome", alone=True,
@@ -78,6 +89,14 @@ METHODS: Mapping[str, Method] = {
         "memit", "apply_memit_to_model", "execute_memit", "MEMITHyperParams", "memit", moments="memit_main",
         values=MANY | {"clamp_norm_factor": 4, "mom2_update_weight": 15000},
     ),
+    "MEMIT-FE": Method(
+        "memit_FE", "apply_memit_FE_to_model", "execute_memit", "MEMITFEHyperParams", "memit", moments="memit_FE_main",
+        values=MANY | {"clamp_norm_factor": 4, "mom2_update_weight": 15000},
+    ),
+    "CORE": Method(
+        "core", "apply_core_to_model", "execute_core", "COREHyperParams", "memit", moments="core_main",
+        values=MANY | {"clamp_norm_factor": 4, "mom2_update_weight": 15000},
+    ),
     "EMMET": Method(
         "emmet", "apply_emmet_to_model", "execute_emmet", "EMMETHyperParams", "emmet", moments="emmet_main",
         values=MANY | {"clamp_norm_factor": 0.75, "v_weight_decay": 0.5, "v_num_grad_steps": 20,
@@ -85,15 +104,24 @@ METHODS: Mapping[str, Method] = {
     ),
     "AlphaEdit": Method(
         "alphaedit", "apply_AlphaEdit_to_model", "execute_AlphaEdit", "AlphaEditHyperParams", "alphaedit",
-        moments="AlphaEdit_main", square="in first",
-        values=MANY | {"clamp_norm_factor": 0.75, "v_weight_decay": 0.5, "v_lr": 0.1, "mom2_update_weight": 15000,
-                       "nullspace_threshold": 2e-2, "L2": 10},
+        moments="AlphaEdit_main", square="in first", projects=True, values=NULL_SPACE,
+    ),
+    "SPHERE": Method(
+        "SPHERE", "apply_SPHERE_to_model", "execute_AlphaEdit", "SPHEREHyperParams", "alphaedit",
+        moments="SPHERE_main", square="in first", projects=True,
+        values=NULL_SPACE | {"v_lr": 0.5, "cumulative_ratio": 0.5, "suppression_strength": 0.5},
+    ),
+    "EAMET": Method(
+        "eamet", "apply_eamet_to_model", "execute_eamet", "EAMETHyperParams", "memit", moments="eamet_main",
+        transposed=False, per_layer=("mom2_update_weight",),
+        values=MANY | {"clamp_norm_factor": 4, "mom2_update_weight": 15000, "ks_bs": 1, "clamp_ks_factor": 1,
+                       "cs_factor": 1, "mse_factor": 1, "tau": 0.07, "norm_factor": 1e-3, "delta_init": "target_init",
+                       "weight_decay_method": "norm"},
     ),
 }  # fmt: skip
 
 BESIDE = "it answers through a layer put beside the model, and changes no weights that a patch could hold"
 TRAINED = "it needs a network that is trained beforehand, with EasyEdit's trainer"
-UNTRIED = "nobody has tried its code on a handle yet"
 UNABLE: Mapping[str, str] = {
     "LoRA": "it leaves adapters in the model, and its AdaLoRA lacks the total_step that peft asks for; use `lora`",
     "DPO": "it leaves adapters in the model; use `lora`",
@@ -104,10 +132,11 @@ UNABLE: Mapping[str, str] = {
     **dict.fromkeys(("MELO", "DEFER"), BESIDE),
     **{name: f"{BESIDE}; use `{name.lower()}`" for name in ("GRACE", "WISE")},
     **dict.fromkeys(("FT-Api", "DeepEdit-Api"), "it sends the facts to a paid service"),
-    "PMET": f"{UNTRIED}; use `pmet`",
-    "KN": f"{UNTRIED}; use `knowledge_neurons`",
-    "ULTRAEDIT": f"{UNTRIED}; use `ultraedit`",
-    **dict.fromkeys(("MEMIT-FE", "EAMET", "SPHERE", "CORE", "SimIE", "DINM"), f"{UNTRIED}, and editkit has none of it"),
+    "PMET": "it hooks the output matrix of attention, which layouts here do not name; use `pmet`",
+    "KN": "it knows a handful of models by name, with their places written out; use `knowledge_neurons`",
+    "ULTRAEDIT": "its statistics run on from call to call, beyond what a patch of some facts holds; use `ultraedit`",
+    "SimIE": "it wraps another method and keeps what it learned in its hyperparameters, beyond what a patch holds",
+    "DINM": "it needs a text of general knowledge with each fact, which an edit here has not",
 }
 
 # What the bridge says itself: it follows from the handle, or from moments that are measured here.
@@ -133,7 +162,9 @@ def settings_for(handle: ModelHandle, name: str, given: Mapping[str, Any]) -> di
     taken = [key for key in given if key in OURS]
     if taken:
         raise InputError(f"hparams.{taken[0]} follows from the model here; leave it out")
-    return {**_of_the_model(handle), **_of_the_preset(handle, method), **method.values, "alg_name": name, **given}
+    found = {**_of_the_model(handle), **_of_the_preset(handle, method), **method.values, "alg_name": name, **given}
+    layers = len(_layers(found["layers"]))
+    return found | {key: [found[key]] * layers for key in method.per_layer if not isinstance(found[key], list)}
 
 
 def _of_the_model(handle: ModelHandle) -> dict[str, Any]:
@@ -210,6 +241,8 @@ def check_model(handle: ModelHandle, name: str, names: Sequence[str]) -> None:
             raise UnableError(f"EasyEdit finds no parameter {parameter!r} in {handle.name!r}; a patch may wrap it")
         if not _orientation_known(handle, parameter, method):
             raise UnableError(f"{parameter!r} is square, and EasyEdit's {name} tells by its shape how it is stored")
+        if handle.is_transposed(parameter) and not method.transposed:
+            raise UnableError(f"{parameter!r} is stored (in, out), and EasyEdit's {name} multiplies it as (out, in)")
     other = next((parameter.dtype for parameter in here.values() if parameter.dtype != torch.float32), None)
     if other:
         raise UnableError(f"EasyEdit's {name} computes in float32, {handle.name!r} is {other}; load it in float32")

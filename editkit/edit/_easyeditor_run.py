@@ -165,9 +165,9 @@ def fill_moments(method: Method, own: Loaded, handle: ModelHandle, moments: Mapp
             module.COV_CACHE[key] = moment.matrix.float()
 
 
-def project(own: Loaded, handle: ModelHandle, tokenizer: Any, hparams: Any) -> None:
-    """AlphaEdit's projections by its own function, which it would write to a file in the working directory."""
-    module = own.module("models.alphaedit.AlphaEdit_main")
+def project(method: Method, own: Loaded, handle: ModelHandle, tokenizer: Any, hparams: Any) -> None:
+    """Projections by the method's own function, which it would write to a file in the working directory."""
+    module = own.module(f"models.{method.folder}.{method.moments}")
     found = [module.get_project(handle.model, tokenizer, layer, hparams) for layer in hparams.layers]
     module.P, module.P_loaded = torch.stack(found), True  # type: ignore[attr-defined]
 

@@ -27,7 +27,8 @@ from editkit.undo import Block, Undo
 INSTALL = "pip install --no-deps easyeditor==0.0.1.dev0"
 # Imported by its methods and never used there: what stands for it where it is not installed.
 UNUSED: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
-    "matplotlib": {"matplotlib": {}, "matplotlib.style": {"context": None}}
+    "matplotlib": {"matplotlib": {}, "matplotlib.style": {"context": None}},
+    "sklearn": {"sklearn": {}, "sklearn.manifold": {"TSNE": None}},
 }
 
 

@@ -14,13 +14,15 @@ otherwise:
     ROME, FT            release and checkout
     MEMIT               release and checkout, with our second moment as its covariance (no Wikipedia is read)
     R-ROME              checkout
-    EMMET, AlphaEdit    checkout, with our second moment
+    EMMET, AlphaEdit, MEMIT-FE, CORE, EAMET, SPHERE
+                        checkout, with our second moment
     all others          say in one line why not
 
 ROME and R-ROME use no covariance, as in all of EasyEdit's files: Δ = r k̄ᵀ / (k̄ᵀ k); `mom2_adjustment = true` gives them
 our second moment.
 
-On SmolLM2-135M, one fact, all six took with these settings (AlphaEdit at -0.5 nats, the others at -0.01 or better).
+On SmolLM2-135M, one fact, all ten took with these settings (AlphaEdit at -0.5 nats, CORE at -0.07, the others at -0.01
+or better).
 
 Differs from the authors' code, run by itself:
 - the model's attention mask is left out while contexts are sampled (its code cuts the mask to the newest token, which
@@ -126,9 +128,9 @@ class EasyEditor:
             torch.enable_grad(),
             running.OnDevice(handle.device) if handle.device.type != "cuda" else contextlib.nullcontext(),
         ):
-            if self.method == "AlphaEdit":
+            if run.method.projects:
                 with running.theirs(self.method):
-                    running.project(own, handle, tokenizer, hparams)
+                    running.project(run.method, own, handle, tokenizer, hparams)
             given = run.on(handle, edits, tell)
             deltas = running.deltas_of(handle, before, given)
         running.check_finite(self.method, deltas)
