@@ -28,6 +28,7 @@ truth: $(VENV)/.installed-test  ## docs/truth.md, the named operators or all: 15
 	$(RUN)/python tools/truth.py $(or $(ARGS),all)
 	$(if $(COUNTERFACT),$(RUN)/python tools/truth.py --counterfact $(COUNTERFACT) $(or $(ARGS),all))
 	$(RUN)/python tests/bench/bench_sequential.py $(ARGS) --out docs/truth/sequential
+	$(if $(ARGS),,$(RUN)/python tests/bench/bench_sequential.py memit alphaedit ultraedit --batch 100 --out docs/truth/sequential)
 	$(RUN)/python tools/truth.py
 
 docs: $(VENV)/.installed-test  ## write the generated parts of the README anew

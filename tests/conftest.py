@@ -79,6 +79,7 @@ def _chosen_configs(common: dict[str, Any], vocabulary: int) -> dict[str, transf
             **common, intermediate_size=48, num_key_value_heads=1, tie_word_embeddings=True
         ),
         "qwen2": transformers.Qwen2Config(**common, intermediate_size=48, num_key_value_heads=2),
+        "qwen3": transformers.Qwen3Config(**common, intermediate_size=48, num_key_value_heads=2, head_dim=16),
         "gpt2": transformers.GPT2Config(
             vocab_size=vocabulary, n_embd=WIDTH, n_layer=3, n_head=4, n_positions=256, bos_token_id=0, eos_token_id=1
         ),

@@ -136,6 +136,9 @@ DIRECTIONS: tuple[tuple[str, Ask], ...] = (
     ),
     (f"… {BATCH} at once, more than with MEMIT", outlasts("ultraedit", "memit", "retention", BATCH)),
     ("… and more is left of what the model knew besides", outlasts("ultraedit", "memit", "collateral", BATCH)),
+    ("WISE holds: after hundreds of edits more is retained than with ROME", outlasts("wise", "rome", "retention")),
+    ("… and than with GRACE in another wording", outlasts("wise", "grace", "elsewhere")),
+    ("… and more is left of what the model knew besides than with ROME", outlasts("wise", "rome", "collateral")),
     (
         "RECT spares what the model knew: after hundreds of MEMIT's edits more is left of it",
         outlasts("rect", "memit", "collateral"),

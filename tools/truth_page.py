@@ -65,7 +65,9 @@ the pairs and triples of words in drawn texts of 50 tokens, in bits: what counts
 The norm is that of the change beside the weights', median over facts; the time is that of one edit, found together with
 the others where the operator can, on the threads named and beside other work: ratios of ten per cent say nothing.
 
-Made by `make truth`, hours, or by `python tools/truth.py OPERATOR …` for some: each row says of what day it is. Presets
+Made by `make truth`, hours, or by `python tools/truth.py OPERATOR …` for some: each row says of what day it is. With
+`--set NAME=VALUE` an operator has a row of its own (`easyeditor --set hparams.mom2_adjustment=true`, above what follows
+its name), with `--facts 20` it is given fewer: EasyEdit's edits, which take it a minute or more here. Presets
 for this model were chosen on a handful of facts of the shipped base, some of them among these; where each comes from
 stands below. Where an operator could not edit a fact, the row says for how many it could.
 """
@@ -133,7 +135,7 @@ Retention is the share of all edits so far whose new object is the most likely a
 same in another wording, collateral the share of a hundred facts about other subjects that the unchanged model knew and
 that it still knows. The norm is that of all changes beside the weights'. Made by `make truth`, or by
 `python tests/bench/bench_sequential.py OPERATOR … --out docs/truth/sequential` for some, with `--batch 100` for a
-hundred at once.
+hundred at once. EasyEdit's own code is given few edits (`easyeditor --edits 30`): it takes an hour for a hundred.
 
 ![The three shares as the number of edits grows, a line an operator](truth/sequential.svg)
 

@@ -1,6 +1,6 @@
 """Seconds a step and peak memory of NPO against a plain loop with a frozen reference copy. Run by hand:
 
-    python tests/bench/bench_unlearn.py [--model NAME] [--steps N] [--threads N]
+    python tests/bench/bench_unlearn.py [--model NAME] [--device auto] [--dtype float32] [--steps N] [--threads N]
 
 Both take the same model, examples, loss and number of steps, all parameters moving; each runs in its own process. The
 plain loop is what a Hugging Face `Trainer` does: labels of -100, logits of whole sequences, torch's AdamW, and a
@@ -19,6 +19,7 @@ import sys
 import time
 
 import torch
+from measured_model import ask_for_model, load_model
 from torch.nn.functional import cross_entropy, logsigmoid
 
 from editkit.completions import collate, encode_examples
@@ -82,7 +83,7 @@ def plain(handle: ModelHandle, steps: int) -> float:
 
 def measure(arguments: argparse.Namespace) -> dict[str, float]:
     torch.set_num_threads(arguments.threads)
-    handle = ModelHandle.load(arguments.model)
+    handle = load_model(arguments)
     if arguments.one == "plain":
         seconds = plain(handle, arguments.steps)
     else:
@@ -97,7 +98,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", default="smollm2-135m")
+    ask_for_model(parser)
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--one", choices=("ours", "mlp_out", "plain"), help=argparse.SUPPRESS)

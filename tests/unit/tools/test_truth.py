@@ -135,8 +135,8 @@ def test_each_direction_can_be_supported_and_contradicted():
         row(name, efficacy=0.3, generalization=1 - names[name], specificity=0.3, disputed=1 - of, contradicted=1 - of)
         for name, of in doubt.items()
     ]
-    long = [after(*which, retention=v, collateral=v) for *which, v in STACK]
-    short = [after(*which, retention=1 - v, collateral=1 - v) for *which, v in STACK]
+    long = [after(*which, retention=v, collateral=v, elsewhere=v) for *which, v in STACK]
+    short = [after(*which, retention=1 - v, collateral=1 - v, elsewhere=1 - v) for *which, v in STACK]
     assert {ruling for _, ruling, _ in directions({WORLD: good, COUNTERFACT: good_elsewhere}, long)} == {"supported"}
     assert {ruling for _, ruling, _ in directions({WORLD: bad, COUNTERFACT: bad_elsewhere}, short)} == {"not supported"}
     assert directions({WORLD: good, COUNTERFACT: [row("elsewhere")]}, long)[2] == directions({WORLD: good}, long)[2]
@@ -150,6 +150,8 @@ STACK = [
     ("rome", 10, 0.9),
     ("rome", 300, 0.1),
     ("r_rome", 300, 0.5),
+    ("wise", 300, 0.9),
+    ("grace", 300, 0.1),
     ("alphaedit", 300, 0.97),
     ("ultraedit", 300, 0.9),
     ("memit", 300, 0.3),

@@ -139,7 +139,10 @@ def test_other_linear_layers_are_named_by_their_paths(handle):
 
 
 def test_many_tokens_make_a_dense_change_of_the_same_size(handle):
-    edits = [dataclasses.replace(edit, target_new=f"{edit.target_new} {n}") for n in range(2) for edit in ENDING]
+    asked = [
+        dataclasses.replace(edit.fact, prompt=f"{lead}{edit.fact.prompt}") for lead in ("", "So: ") for edit in ENDING
+    ]
+    edits = [dataclasses.replace(edit, fact=fact) for edit, fact in zip(ENDING * 2, asked, strict=True)]
     delta = UltraEdit((1,), learning_rate=1e-3, batch=2)(handle, edits, seed=0).deltas
     assert set(delta[handle.weight_name("mlp_out", 1)].tensors()) == {"value"}
 
