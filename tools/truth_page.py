@@ -188,7 +188,7 @@ def filled(text: str, alone: Mapping[str, Sequence[Row]], stacked: Sequence[Row]
             return f"{100 * value:.1f} %"
         return f"{100 * float(f'{value:.2f}'):.0f} %"  # rounded as in the tables
 
-    return re.sub(r"\{([\w@]+)/([^}]+)\}", number, text)
+    return re.sub(r"\{([\w@.-]+)/([^}]+)\}", number, text)
 
 
 def page(alone: Mapping[str, Sequence[Row]], stacked: Sequence[Row]) -> str:

@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-from bench_rome import FACTS, HELD_OUT_SEED, SEED, LocateThenEdit, floors, gemm_rates, step_flops, tokens_a_step
+from bench_rome import FACTS, HELD_OUT_SEED, SEED, floors, gemm_rates, search_flops, tokens_a_step
 from measured_model import ask_for_model, load_model
 from rich.console import Console
 from rich.table import Table
@@ -98,13 +98,7 @@ def _floor(handle: ModelHandle, operator: ROME | None, edit: Edit, patch: Weight
     if operator is None:
         return ""
     rates = gemm_rates(handle, operator, tokens_a_step(handle, operator, edit))
-    return floors(_flops(handle, operator, [edit], patch), rates)
-
-
-def _flops(handle: ModelHandle, operator: LocateThenEdit, edits: Sequence[Edit], patch: WeightPatch) -> float:
-    """Of the steps that the searches of a patch took."""
-    steps = [search["steps"] for search in patch.provenance.notes["searches"]]
-    return sum(each * step_flops(handle, operator, edit) for each, edit in zip(steps, edits, strict=True))
+    return floors(search_flops(handle, operator, [edit], patch), rates)
 
 
 def _together(handle: ModelHandle, method: str, number: int) -> Iterator[tuple[str, ...]]:
@@ -128,11 +122,11 @@ def _together(handle: ModelHandle, method: str, number: int) -> Iterator[tuple[s
     each = sum(seconds for _, seconds, _ in alone) / len(few)
     first = each if math.isnan(first) else first
     take = _take(handle, [(patch, [edit]) for patch, _, edit in alone])
-    flops = sum(_flops(handle, operator, [edit], patch) for patch, _, edit in alone) / len(few)
+    flops = sum(search_flops(handle, operator, [edit], patch) for patch, _, edit in alone) / len(few)
     floor = floors(flops, gemm_rates(handle, operator, tokens_a_step(handle, operator, few[0])))
     yield method, "editkit, one at a time", str(len(few)), f"{each:.2f}", f"{first / each:.1f}", floor, take
     patch, seconds = _timed(mine, edits)
-    each, flops = seconds / len(edits), _flops(handle, operator, edits, patch) / len(edits)
+    each, flops = seconds / len(edits), search_flops(handle, operator, edits, patch) / len(edits)
     floor = floors(flops, gemm_rates(handle, operator, ROWS))
     numbers = (f"{each:.2f}", f"{first / each:.1f}", floor, _take(handle, [(patch, edits)]))
     yield method, "editkit, all in one", str(number), *numbers

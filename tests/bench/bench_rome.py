@@ -16,6 +16,7 @@ import math
 import resource
 import statistics
 import time
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -32,6 +33,7 @@ from editkit.handle import ModelHandle
 from editkit.matrices import Matrix
 from editkit.moments import second_moments
 from editkit.operators import configured
+from editkit.patch import WeightPatch
 from editkit.products import BFLOAT16, resolved
 from editkit.scoring import score_pairs
 
@@ -77,7 +79,7 @@ def measured(handle: ModelHandle, operator: ROME, edit: Edit, held: list[str]) -
     with handle.patched(patch):
         scores = score_pairs(handle, [(context + edit.fact.text, edit.target_new) for context in held])
     elsewhere = sum(math.exp(score.logprob) for score in scores) / len(scores)
-    drawn, flops = tokens_a_step(handle, operator, edit), search["steps"] * step_flops(handle, operator, edit)
+    drawn, flops = tokens_a_step(handle, operator, edit), search_flops(handle, operator, [edit], patch)
     numbers = (f"{wall:.1f}", f"{cpu:.1f}", str(search["steps"]), f"{search['loss']:.3f}", floors(flops, rates))
     told = f"{rates.best / 1e9:.0f} / {rates.sustained / 1e9:.0f}"
     return [edit.fact.subject, str(drawn), *numbers, told, f"{elsewhere:.2f}"]
@@ -94,6 +96,12 @@ def tokens_a_step(handle: ModelHandle, operator: LocateThenEdit, edit: Edit) -> 
     if operator.target.tokens_per_step:
         contexts = min(contexts, max(1, operator.target.tokens_per_step // width))
     return (contexts + 1) * width
+
+
+def search_flops(handle: ModelHandle, operator: LocateThenEdit, edits: Sequence[Edit], patch: WeightPatch) -> float:
+    """Of the steps that the searches of a patch took."""
+    steps = [search["steps"] for search in patch.provenance.notes["searches"]]
+    return sum(each * step_flops(handle, operator, edit) for each, edit in zip(steps, edits, strict=True))
 
 
 def step_flops(handle: ModelHandle, operator: LocateThenEdit, edit: Edit) -> float:

@@ -3,7 +3,8 @@
     python tests/bench/bench_stack.py [EDITS] [--model smollm2-135m]
 
 The sequence is real (each edit is searched on the model with all those before it, whose keys it must keep) but short:
-`STEPS` steps and two contexts, so that what grows with the stack shows beside the search instead of drowning in it.
+`STEPS` steps and two contexts, so that what grows with the stack shows beside the search instead of drowning in it. The
+floors are the arithmetic of the searched rows at the best and at the sustained rate of such products (see bench_rome.py).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+from bench_rome import SEED, floors, gemm_rates, search_flops, tokens_a_step
 from measured_model import ask_for_model, load_model, now
 from rich.console import Console
 from rich.table import Table
@@ -108,17 +110,24 @@ def _sequence(handle: ModelHandle, number: int) -> Table:
     )
     base = load("world")
     edits = [base.edit_record(entry, seed=0).edit for entry in base.editable[:number]]
-    operator(handle, edits[:1], seed=0)  # moments, contexts and spectra are measured before the clock runs
-    before, (seconds, memory) = handle.fingerprint(), _one_after_another(handle, operator, edits)
+    operator(handle, edits[:1], seed=SEED)  # moments, contexts and spectra are measured before the clock runs
+    rates = gemm_rates(handle, operator, tokens_a_step(handle, operator, edits[0]))
+    before, (seconds, memory, flops) = handle.fingerprint(), _one_after_another(handle, operator, edits)
     end, first = min(EACH_END, number // 2), memory[0]
     table = Table(
-        "edits", "median s", "resident MB", "patches MB", title=f"{number} AlphaEdit edits, {STEPS} steps each"
+        "edits",
+        "median s",
+        "floors s",
+        "resident MB",
+        "patches MB",
+        title=f"{number} AlphaEdit edits, {STEPS} steps each",
     )
     for begin in (*range(0, number - end, max(end, (number - end) // 4)), number - end):
         at, there = begin + end, handle.patches[: begin + end]
         table.add_row(
             f"{begin + 1} to {at}",
             f"{statistics.median(seconds[begin:at]):.3f}",
+            floors(statistics.median(flops[begin:at]), rates),
             f"{memory[at - 1]:.0f} (+{memory[at - 1] - first:.0f})",
             f"{sum(map(_bytes, there)) / 2**20:.1f}",
         )
@@ -133,15 +142,17 @@ def _sequence(handle: ModelHandle, number: int) -> Table:
 
 def _one_after_another(
     handle: ModelHandle, operator: AlphaEdit, edits: Sequence[Edit]
-) -> tuple[list[float], list[float]]:
-    seconds, memory = [], []
+) -> tuple[list[float], list[float], list[float]]:
+    seconds, memory, flops = [], [], []
     for edit in edits:
         start = time.perf_counter()
-        handle.apply(operator(handle, [edit], seed=0))
+        patch = operator(handle, [edit], seed=SEED)
+        handle.apply(patch)
         seconds.append(time.perf_counter() - start)
+        flops.append(search_flops(handle, operator, [edit], patch))
         give_back()  # what is freed is no memory that the stack needs
         memory.append(_resident())
-    return seconds, memory
+    return seconds, memory, flops
 
 
 def _resident() -> float:

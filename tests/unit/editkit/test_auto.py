@@ -68,6 +68,7 @@ def knob(monkeypatch):
 
 def test_each_setting_is_left_at_its_best_and_the_source_tells_all_that_was_tried(handle, knob):
     found = auto_preset(knob, handle)
+    assert configured(knob, handle, found.settings)[0] == Knob(**found.settings)
     assert found.settings == {"layer": 2, "strength": 3}
     assert {(layer, strength) for layer, strength, _ in CALLED} == {(0, 1), (1, 1), (2, 1), (3, 1), (2, 3), (2, 2)}
     assert found.source.startswith("auto: layer 2, strength 3, searched on 6 built-in facts")
