@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import functools
 import itertools
-import math
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -18,6 +17,7 @@ import torch
 from conftest import LAYOUTS, make_handle
 from edit_examples import EDITS as PROMPTS
 from edit_examples import ENDING, private_cache
+from operator_calls import asked, call_on, changes, moves_the_right_way
 from tables import QUICK
 from training_examples import FORGET, REQUEST, RETAIN
 
@@ -27,7 +27,6 @@ from editkit.handle import ModelHandle
 from editkit.operators import EDITS, UNLEARNERS, Aside, Confined, configured, each
 from editkit.patch import PromptPatch, WeightPatch
 from editkit.scope import Scope
-from editkit.scoring import score_pairs
 from editkit.settings import build, settings_of
 
 OPERATORS = (*EDITS.names(), *UNLEARNERS.names())
@@ -56,8 +55,7 @@ def operator_for(name, layout):
 
 
 def call(name, layout, seed=0, request=None):
-    what = request or (ENDING[:1] if name in EDITS else REQUEST)
-    return operator_for(name, layout)(handle_for(layout), what, seed=seed)
+    return call_on(name, handle_for(layout), seed, request)
 
 
 @functools.cache
@@ -67,28 +65,6 @@ def patch_of(name, layout):
     before = handle.fingerprint()
     patch = call(name, layout)
     return patch, before, handle.fingerprint()
-
-
-def asked(name, edits=tuple(ENDING[:1])):
-    """Pairs of prompt and text whose probability shall rise (edits) or fall (unlearners)."""
-    if name in EDITS:
-        return [(edit.fact.text, edit.target_new) for edit in edits]
-    return [(example.prompt, example.completion) for example in REQUEST.forget]
-
-
-def changes(handle, patch, pairs):
-    """By how much the patch moves the log-probability of each text, in nats."""
-    before = score_pairs(handle, pairs)
-    with handle.patched(patch):
-        after = score_pairs(handle, pairs)
-    return [one.logprob - other.logprob for one, other in zip(after, before, strict=True)]
-
-
-def moves_the_right_way(name, patch, moved):
-    """A random model cannot read, so of a changed prompt only that it changes something can be asked."""
-    assert all(map(math.isfinite, moved))
-    assert abs(sum(moved)) > 1e-3
-    return isinstance(patch, PromptPatch) or (sum(moved) > 0) == (name in EDITS)
 
 
 def weights_of(patch):
