@@ -135,7 +135,8 @@ Retention is the share of all edits so far whose new object is the most likely a
 same in another wording, collateral the share of a hundred facts about other subjects that the unchanged model knew and
 that it still knows. The norm is that of all changes beside the weights'. Made by `make truth`, or by
 `python tests/bench/bench_sequential.py OPERATOR … --out docs/truth/sequential` for some, with `--batch 100` for a
-hundred at once. EasyEdit's own code is given few edits (`easyeditor --edits 30`): it takes an hour for a hundred.
+hundred at once. EasyEdit's own code has no rows: a hundred of its edits take more than two hours here (`easyeditor`
+after `bench_sequential.py` makes them).
 
 ![The three shares as the number of edits grows, a line an operator](truth/sequential.svg)
 
