@@ -171,6 +171,8 @@ def _moved(found: Plan) -> str:
     if found.moved is None:
         return ""
     least, most = found.moved
+    if least == most:  # one change for all of them, or what bounds it
+        return f"by about {most:.1%} of their norm"
     return f"by {least:.1%} of their norm, if each fact goes its own way, to {most:.1%}, if all go one"
 
 

@@ -40,7 +40,9 @@ def test_the_plan_says_how_far_the_weights_may_move_and_warns(handle, capsys):
     for part in ("by 70.7% of their norm", "to 100.0%, if all go one", "GiB, with the changes of all facts"):
         assert part in told
     assert "2 edits may move the weights by 0.7" in told and "(norm_bound, prune)" in told
-    assert "may move the weights" not in shown(capsys, handle, [record(1, "France")])
+    alone = shown(capsys, handle, [record(1, "France")])
+    assert "by about 50.0% of their norm" in alone and "if all go one" not in alone
+    assert "may move the weights" not in alone
 
 
 def test_facts_that_contradict_each_other_are_named_by_their_ids_and_refused(handle, capsys):
