@@ -228,8 +228,13 @@ def _shares(what: str, names: Sequence[str], rows: Sequence[Row]) -> str:
 
 
 def _settings(rows: Sequence[Row]) -> str:
-    cells = [(f"`{row['operator']}`", row["settings_source"].replace("|", "\\|")) for row in rows]
-    return _markdown(("operator", "from"), cells, numbers=False)
+    return _markdown(("operator", "from"), [(f"`{row['operator']}`", _source(row)) for row in rows], numbers=False)
+
+
+def _source(row: Row) -> str:
+    """Where its settings are from; what was given on top of a preset stands in the row's name."""
+    source: str = row["settings_source"].replace("|", "\\|")
+    return f"what its name says; else: {source}" if row.get("set") else source
 
 
 def _relations(rows: Sequence[Row]) -> str:

@@ -55,6 +55,15 @@ def test_the_page_tells_where_settings_are_from_as_the_presets_do(real_handle):
     assert told and all(told.values()), f"take the new source over: {[str(f) for f, same in told.items() if not same]}"
 
 
+def test_what_is_given_on_top_of_a_preset_is_not_said_to_be_from_it():
+    told = kept_page()
+    kept = [json.loads(file.read_text("utf-8")) for file in KEPT.glob(f"{WORLD}/*.json")]
+    assert any(row.get("set") for row in kept)
+    for row in kept:
+        given = f"| `{row['operator']}` | what its name says; else: " in told
+        assert given == bool(row.get("set"))
+
+
 FROM_ON = 0.25  # of what else the model knew: such a loss is told in a plan
 
 
